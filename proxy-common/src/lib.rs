@@ -1,0 +1,3 @@
+//! What the XDP program and the daemon share.
+#![no_std]
+#![forbid(unsafe_code)]
