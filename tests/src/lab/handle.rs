@@ -198,11 +198,7 @@ impl Lab {
     ///
     /// # Errors
     /// What `work` returns, or that there is no such host.
-    pub fn in_host<T: Send>(
-        &self,
-        host: &str,
-        work: impl FnOnce() -> anyhow::Result<T> + Send,
-    ) -> anyhow::Result<T> {
+    pub fn in_host<T: Send>(&self, host: &str, work: impl FnOnce() -> anyhow::Result<T> + Send) -> anyhow::Result<T> {
         namespace::enter(&self.layout.namespace(self.host(host)?), work)
     }
 
