@@ -1,1 +1,3 @@
-//! The daemon.
+//! The daemon: it obeys proxy-core and touches the world for it.
+
+pub mod dataplane;
