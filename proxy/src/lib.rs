@@ -1,3 +1,4 @@
 //! The daemon: it obeys proxy-core and touches the world for it.
 
+pub mod config;
 pub mod dataplane;
