@@ -24,20 +24,30 @@ pub enum Action {
     /// Send what is pending, throw away every byte received but not yet consumed, shake hands by TLS,
     /// then call `handle_tls_started`.
     StartTls,
-    /// Find the user's back end and log in there; answer with `handle_login`.
+    /// Find the user's back end and log in there; answer with `handle_login`. If `Close` comes first, the
+    /// login is of no more use.
     LogIn(Credentials),
     /// Send what is pending and close.
     Close,
 }
 
 /// What the shell does next with a back end that a user is being logged in to.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(PartialEq, Eq)]
 pub enum BackendAction {
     /// Write these bytes to the back end. They may hold a password: never log them.
     Send(Vec<u8>),
     /// The login has ended. After `Accepted`, whatever the back end sent beyond the consumed bytes
     /// belongs to the client; otherwise the connection is of no more use.
     Done(LoginOutcome),
+}
+
+impl fmt::Debug for BackendAction {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Send(octets) => write!(f, "Send({} octets)", octets.len()),
+            Self::Done(outcome) => f.debug_tuple("Done").field(outcome).finish(),
+        }
+    }
 }
 
 /// A name and a password as the client gave them, decoded. The password never shows in a log.
@@ -221,5 +231,6 @@ mod tests {
     fn passwords_stay_out_of_debug_output() {
         let credentials = Credentials { user: "u".into(), password: "secret".into() };
         assert!(!format!("{:?}", Action::LogIn(credentials)).contains("secret"));
+        assert_eq!(format!("{:?}", BackendAction::Send(b"secret".to_vec())), "Send(6 octets)");
     }
 }

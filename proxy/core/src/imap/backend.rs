@@ -1,6 +1,7 @@
 //! The back end's side: a login said anew, in this side's own encoding, and the answer understood.
 
 use std::collections::VecDeque;
+use std::fmt;
 
 use crate::prelogin::{BackendAction, Credentials, LoginOutcome, Progress, append_line, trim_line_end};
 
@@ -14,7 +15,6 @@ const MAX_LINES: u32 = 64;
 const MAX_QUOTED: usize = 512;
 
 /// One login at one back end.
-#[derive(Debug)]
 pub struct BackendLogin {
     state: State,
     /// What is still to be said. Each but the first waits for the back end's `+`.
@@ -164,6 +164,13 @@ impl BackendLogin {
             self.buffer = Vec::new();
             self.actions.push_back(BackendAction::Done(outcome));
         }
+    }
+}
+
+impl fmt::Debug for BackendLogin {
+    /// Without the credentials.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("BackendLogin").field("state", &self.state).finish_non_exhaustive()
     }
 }
 

@@ -1,5 +1,7 @@
 //! The client's side: from the greeting to the login that names the user.
 
+use std::fmt;
+
 use super::command::{Cursor, Head, Literal, Name, literal_at_end, parse_head};
 use crate::prelogin::{
     Action, Credentials, Limits, LoginOutcome, Outbox, Progress, Security, append_line, is_http_request, one_line,
@@ -14,7 +16,6 @@ const CAPABILITIES: &str = "IMAP4rev1 SASL-IR LITERAL+ ENABLE IDLE ID";
 /// One client that has not logged in.
 ///
 /// A line may end with a bare LF: nothing is passed on from here that could be framed differently behind.
-#[derive(Debug)]
 pub struct PreLogin {
     security: Security,
     limits: Limits,
@@ -28,7 +29,6 @@ pub struct PreLogin {
     failed_logins: u32,
 }
 
-#[derive(Debug)]
 enum State {
     Line,
     Literal { missing: usize },
@@ -352,6 +352,13 @@ impl PreLogin {
     #[cfg(test)]
     pub(super) fn buffered(&self) -> usize {
         self.buffer.capacity()
+    }
+}
+
+impl fmt::Debug for PreLogin {
+    /// Without what the client has typed, which may be its password.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PreLogin").field("security", &self.security).finish_non_exhaustive()
     }
 }
 

@@ -2,6 +2,7 @@
 //! they can't, and the answer understood.
 
 use std::collections::VecDeque;
+use std::fmt;
 
 use crate::prelogin::{BackendAction, Credentials, LoginOutcome, Progress, append_line, trim_line_end};
 use crate::sasl;
@@ -12,7 +13,6 @@ const MAX_LINE: usize = 2 * 1024;
 const MAX_ARGUMENT: usize = 255 - "USER ".len() - "\r\n".len();
 
 /// One login at one back end.
-#[derive(Debug)]
 pub struct BackendLogin {
     credentials: Credentials,
     state: State,
@@ -110,6 +110,13 @@ impl BackendLogin {
             self.buffer = Vec::new();
             self.actions.push_back(BackendAction::Done(outcome));
         }
+    }
+}
+
+impl fmt::Debug for BackendLogin {
+    /// Without the credentials.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("BackendLogin").field("state", &self.state).finish_non_exhaustive()
     }
 }
 

@@ -14,7 +14,7 @@
 //! left TEXT             these octets, and no others, have not been consumed
 //! ```
 //!
-//! TEXT knows `\r \n \0 \s` (space), `\\` and `\xHH`. Consecutive lines of one peer are one stream. Every
+//! TEXT knows `\r \n \t \0 \s` (space), `\\` and `\xHH`. Consecutive lines of one peer are one stream. Every
 //! conversation is played in one piece, octet by octet, and cut in two at every octet.
 
 use std::fs;
@@ -211,6 +211,7 @@ fn unescape(text: &str) -> Vec<u8> {
         rest = after;
         octets.push(match escape {
             "r" => b'\r',
+            "t" => b'\t',
             "n" => b'\n',
             "0" => 0,
             "s" => b' ',
