@@ -2,3 +2,6 @@
 
 pub mod config;
 pub mod dataplane;
+pub mod pki;
+pub mod tls;
+pub mod transport;
