@@ -1,0 +1,244 @@
+//! A set of users with a hash over the whole set that costs the same per change however large the set.
+
+use std::collections::HashMap;
+use std::hash::Hasher;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use siphasher::sip128::{Hasher128, SipHasher13};
+
+use super::record::{Change, Entry};
+use crate::address::Address;
+
+/// Key of the root hash. It is public: the hash guards against loss and bugs between two ends that
+/// trust each other, not against forgery (that is what the certificates are for).
+const ROOT_HASH_KEY: (u64, u64) = (0x6175_746f_636c_7573, 0x7465_722d_726f_6f74);
+
+/// Sum modulo 2^128 of a keyed hash of every entry: equal sets have equal hashes whatever the order in
+/// which they came to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct RootHash(u128);
+
+impl RootHash {
+    fn of(local: &str, domain: &str) -> u128 {
+        let mut hasher = SipHasher13::new_with_keys(ROOT_HASH_KEY.0, ROOT_HASH_KEY.1);
+        hasher.write(local.as_bytes());
+        hasher.write_u8(0); // no local part has a NUL
+        hasher.write(domain.as_bytes());
+        hasher.finish128().as_u128()
+    }
+
+    fn add(&mut self, local: &str, domain: &str) {
+        self.0 = self.0.wrapping_add(Self::of(local, domain));
+    }
+
+    fn subtract(&mut self, local: &str, domain: &str) {
+        self.0 = self.0.wrapping_sub(Self::of(local, domain));
+    }
+}
+
+/// Local part in lower case -> the back end's own spelling where it differs.
+type DomainUsers = HashMap<Box<str>, Option<Box<str>>>;
+
+/// The users of one source. A clone costs one reference count per domain; the users of a domain are
+/// copied when they change while a clone lives. So a snapshot can be sent or written while the set
+/// goes on changing.
+#[derive(Debug, Clone, Default)]
+pub struct Users {
+    domains: HashMap<Box<str>, Arc<DomainUsers>>,
+    count: usize,
+    hash: RootHash,
+}
+
+impl Users {
+    /// Adds the user, or takes over the new spelling. False if nothing changed.
+    pub fn insert(&mut self, address: &Address) -> bool {
+        let key = address.local().to_lowercase();
+        let (local, domain) = (address.local(), address.domain());
+        if let Some(old) = self.find(&key, domain) {
+            if old == local {
+                return false;
+            }
+            let mut hash = self.hash;
+            hash.subtract(old, domain);
+            self.hash = hash;
+            self.count -= 1;
+        }
+        let spelling = (key != local).then(|| local.into());
+        let users = match self.domains.get_mut(domain) {
+            Some(users) => users,
+            None => self.domains.entry(domain.into()).or_default(),
+        };
+        Arc::make_mut(users).insert(key.into(), spelling);
+        self.hash.add(local, domain);
+        self.count += 1;
+        true
+    }
+
+    /// Removes the user, whatever the spelling. False if there was none.
+    pub fn remove(&mut self, address: &Address) -> bool {
+        let key = address.local().to_lowercase();
+        let domain = address.domain();
+        let Some(old) = self.find(&key, domain).map(str::to_owned) else { return false };
+        self.hash.subtract(&old, domain);
+        self.count -= 1;
+        if let Some(users) = self.domains.get_mut(domain) {
+            let users = Arc::make_mut(users);
+            users.remove(key.as_str());
+            if users.is_empty() {
+                self.domains.remove(domain);
+            }
+        }
+        true
+    }
+
+    /// Does what the change says. False if it changed nothing.
+    pub fn apply(&mut self, change: &Change) -> bool {
+        match change {
+            Change::Put(entry) => self.insert(&entry.address),
+            Change::Remove(entry) => self.remove(&entry.address),
+        }
+    }
+
+    /// The back end's spelling of the local part whose lower-case form is `key`, if there is such a user.
+    #[must_use]
+    pub fn find<'a>(&'a self, key: &str, domain: &str) -> Option<&'a str> {
+        let (key, spelling) = self.domains.get(domain)?.get_key_value(key)?;
+        Some(spelling.as_deref().unwrap_or(key))
+    }
+
+    /// True if this very user is there, in this very spelling.
+    #[must_use]
+    pub fn contains(&self, address: &Address) -> bool {
+        self.find(&address.local().to_lowercase(), address.domain()) == Some(address.local())
+    }
+
+    /// How many users the set has.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.count
+    }
+
+    /// True if there is no user.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+
+    /// The hash over the whole set.
+    #[must_use]
+    pub fn hash(&self) -> RootHash {
+        self.hash
+    }
+
+    /// True if the set has a user in the domain.
+    #[must_use]
+    pub fn has_domain(&self, domain: &str) -> bool {
+        self.domains.contains_key(domain)
+    }
+
+    /// The domains in which the set has users.
+    pub fn domains(&self) -> impl ExactSizeIterator<Item = &str> {
+        self.domains.keys().map(AsRef::as_ref)
+    }
+
+    /// How many users the set has in the domain.
+    #[must_use]
+    pub fn count_in(&self, domain: &str) -> usize {
+        self.domains.get(domain).map_or(0, |users| users.len())
+    }
+
+    /// The local parts in lower case of the users of one domain.
+    pub fn keys_in<'a>(&'a self, domain: &str) -> impl Iterator<Item = &'a str> {
+        self.domains.get(domain).into_iter().flat_map(|users| users.keys()).map(AsRef::as_ref)
+    }
+
+    /// The users of one domain, in no order.
+    pub fn entries_in<'a>(&'a self, domain: &'a str) -> impl Iterator<Item = Entry> + 'a {
+        let users = self.domains.get(domain).into_iter().flat_map(|users| users.iter());
+        users.filter_map(move |(key, spelling)| {
+            let address = address_of(spelling.as_deref().unwrap_or(key), domain)?;
+            Some(Entry { address })
+        })
+    }
+
+    /// All users, in no order.
+    pub fn entries(&self) -> impl Iterator<Item = Entry> + '_ {
+        self.domains().flat_map(|domain| self.entries_in(domain))
+    }
+}
+
+/// Equal sets: same users, same spelling.
+impl PartialEq for Users {
+    fn eq(&self, other: &Self) -> bool {
+        self.count == other.count && self.hash == other.hash && self.entries().all(|e| other.contains(&e.address))
+    }
+}
+
+impl FromIterator<Address> for Users {
+    fn from_iter<I: IntoIterator<Item = Address>>(addresses: I) -> Self {
+        let mut users = Self::default();
+        for address in addresses {
+            users.insert(&address);
+        }
+        users
+    }
+}
+
+/// The address whose local part, unquoted, is `local`. None for what `Address` would refuse: nothing
+/// that came out of an `Address`.
+pub(super) fn address_of(local: &str, domain: &str) -> Option<Address> {
+    let mut text = String::with_capacity(local.len() + domain.len() + 3);
+    text.push('"'); // quoted, so that every local part can be written
+    for c in local.chars() {
+        if matches!(c, '"' | '\\') {
+            text.push('\\');
+        }
+        text.push(c);
+    }
+    text.push_str("\"@");
+    text.push_str(domain);
+    Address::parse(&text).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn address(text: &str) -> Address {
+        Address::parse(text).unwrap()
+    }
+
+    #[test]
+    fn the_hash_forgets_the_order_and_what_was_undone() {
+        let names = ["a@x.test", "b@x.test", "\"a b\\\"c\"@x.test", "İ@y.test"];
+        let forward: Users = names.iter().map(|n| address(n)).collect();
+        let mut backward: Users = names.iter().rev().map(|n| address(n)).collect();
+        backward.insert(&address("z@z.test"));
+        assert_ne!(forward.hash(), backward.hash());
+        assert!(backward.remove(&address("Z@z.test")));
+        assert_eq!(forward.hash(), backward.hash());
+        assert!(forward == backward);
+        assert_eq!(backward.len(), 4);
+        assert_eq!(forward.entries().collect::<Vec<_>>().len(), 4);
+        assert!(!backward.has_domain("z.test"));
+    }
+
+    #[test]
+    fn a_new_spelling_replaces_the_old() {
+        let mut users = Users::default();
+        assert!(users.insert(&address("bob@x.test")));
+        assert!(users.insert(&address("Bob@x.test")));
+        assert!(!users.insert(&address("Bob@x.test")));
+        assert_eq!((users.len(), users.find("bob", "x.test")), (1, Some("Bob")));
+        assert_eq!(users.hash(), [address("Bob@x.test")].into_iter().collect::<Users>().hash());
+    }
+
+    #[test]
+    fn a_clone_does_not_follow() {
+        let mut users: Users = [address("a@x.test")].into_iter().collect();
+        let before = users.clone();
+        users.insert(&address("b@x.test"));
+        assert_eq!((before.len(), before.count_in("x.test"), users.count_in("x.test")), (1, 1, 2));
+    }
+}
