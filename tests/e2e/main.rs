@@ -1,1 +1,89 @@
-fn main() {}
+//! The end-to-end tests: one lab, real servers, the release build of the daemon; one test at a time, in this order.
+
+mod abuse;
+mod bad_config;
+mod delivery;
+mod directory;
+mod failover;
+mod failures;
+mod injection;
+mod refusals;
+mod smuggling;
+mod steering;
+
+use std::process::ExitCode;
+use std::sync::{Mutex, PoisonError};
+
+use autocluster_tests::lab::{self, Lab, Progress, Spec};
+use libtest_mimic::{Arguments, Failed, Trial};
+
+const LAB: &str = "e2e";
+
+type Test = (&'static str, fn(&Lab) -> anyhow::Result<()>);
+
+/// The lab, made when the first test asks for it; or why it could not be made, which is told once.
+static THE_LAB: Mutex<Option<Result<Lab, String>>> = Mutex::new(None);
+
+fn main() -> ExitCode {
+    let mut arguments = Arguments::from_args();
+    // They share the lab and stop parts of it.
+    arguments.test_threads = Some(1);
+    let obstacle = lab::obstacle();
+    let tests = [
+        delivery::TESTS,
+        refusals::TESTS,
+        smuggling::TESTS,
+        injection::TESTS,
+        directory::TESTS,
+        steering::TESTS,
+        abuse::TESTS,
+        failures::TESTS,
+        bad_config::TESTS,
+        failover::TESTS,
+        // Last: counts what all the others caused.
+        steering::CLOSING_TESTS,
+    ];
+    let trials = tests.iter().flat_map(|theme| theme.iter()).map(|test| trial(*test, obstacle.is_some())).collect();
+    if let Some(reason) = &obstacle {
+        eprintln!("end-to-end tests are skipped: {reason}");
+    }
+    let conclusion = libtest_mimic::run(&arguments, trials);
+    let taken_away = take_away();
+    if conclusion.has_failed() || !taken_away { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+}
+
+fn trial((name, test): Test, skip: bool) -> Trial {
+    Trial::test(name, move || with_lab(test).map_err(|error| Failed::from(format!("{error:#}"))))
+        .with_ignored_flag(skip)
+}
+
+fn with_lab(test: fn(&Lab) -> anyhow::Result<()>) -> anyhow::Result<()> {
+    let mut slot = THE_LAB.lock().unwrap_or_else(PoisonError::into_inner);
+    let made = slot.get_or_insert_with(|| {
+        let spec = Spec { name: LAB.to_owned(), ..Spec::default() };
+        Lab::up(spec, &Progress::quiet()).map_err(|error| format!("no lab: {error:#}"))
+    });
+    match made {
+        Ok(lab) => test(lab),
+        Err(error) => anyhow::bail!(std::mem::replace(error, "no lab (see the first failure)".to_owned())),
+    }
+}
+
+/// Statics are not dropped.
+fn take_away() -> bool {
+    let lab = THE_LAB.lock().unwrap_or_else(PoisonError::into_inner).take();
+    let Some(Ok(lab)) = lab else { return true };
+    if std::env::var_os("AUTOCLUSTER_LAB_KEEP").is_some() {
+        eprintln!("the lab stays: cargo xtask lab status --name {LAB}");
+        lab.keep();
+        return true;
+    }
+    lab.keep();
+    match lab::down(LAB) {
+        Ok(()) => true,
+        Err(error) => {
+            eprintln!("failed to take the lab away: {error:#}");
+            false
+        }
+    }
+}

@@ -148,7 +148,7 @@ impl Lab {
         &self.layout
     }
 
-    fn host(&self, name: &str) -> anyhow::Result<Host> {
+    pub(super) fn host(&self, name: &str) -> anyhow::Result<Host> {
         let host: Host = name.parse()?;
         let exists = host == Host::NET || self.spec.hosts().contains(&host);
         ensure!(exists, "lab {:?} has no host {name}", self.spec.name);

@@ -10,10 +10,13 @@ use super::layout::Layout;
 use super::spec::{Host, Spec, VIP, VIP6};
 
 /// The name that mail clients know the pool by.
-pub(super) const MAIL_NAME: &str = "mx.pool.test";
+pub const MAIL_NAME: &str = "mx.pool.test";
 
 /// The program under test: `AUTOCLUSTER_BIN`, or the one that was built beside this one.
-pub(super) fn program() -> anyhow::Result<PathBuf> {
+///
+/// # Errors
+/// If there is none.
+pub fn program() -> anyhow::Result<PathBuf> {
     if let Some(path) = env::var_os("AUTOCLUSTER_BIN") {
         return Ok(PathBuf::from(path));
     }
