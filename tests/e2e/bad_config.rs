@@ -1,7 +1,7 @@
 //! A daemon that cannot start says why, all of it at once, and changes nothing.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Output;
 
 use anyhow::{Context, ensure};
@@ -32,7 +32,7 @@ fn variant(lab: &Lab, name: &str, replace: &[(&str, &str)]) -> anyhow::Result<Pa
     Ok(path)
 }
 
-fn run(lab: &Lab, host: &str, config: &PathBuf) -> anyhow::Result<(Output, String)> {
+fn run(lab: &Lab, host: &str, config: &Path) -> anyhow::Result<(Output, String)> {
     let program = program()?.display().to_string();
     let config = config.display().to_string();
     let output = lab.exec(host, &["timeout", "20", &program, "run", "--config", &config])?;
@@ -40,7 +40,7 @@ fn run(lab: &Lab, host: &str, config: &PathBuf) -> anyhow::Result<(Output, Strin
     Ok((output, said))
 }
 
-fn line_of(config: &PathBuf, text: &str) -> anyhow::Result<usize> {
+fn line_of(config: &Path, text: &str) -> anyhow::Result<usize> {
     let content = fs::read_to_string(config)?;
     Ok(content.lines().position(|line| line.contains(text)).context("no such line")? + 1)
 }

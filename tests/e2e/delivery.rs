@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use anyhow::ensure;
 use autocluster_tests::client::{Mailbox, Message, Reader, Sending, Tls};
 use autocluster_tests::lab::{Account, Lab, VIP, VIP6};
+use autocluster_tests::scenario::imap;
 
 use crate::Test;
 
@@ -68,7 +69,7 @@ fn swaks_over_both(lab: &Lab) -> anyhow::Result<()> {
         }
         let output = lab.exec("client", &argv)?;
         ensure!(output.status.success(), "swaks: {}", String::from_utf8_lossy(&output.stdout));
-        let reader = Reader { server: VIP.into(), protocol: Mailbox::Imap, tls: Tls::Implicit };
+        let reader = imap();
         let (count, content) = reader.fetch(lab, &account, &message.mark)?;
         let content = String::from_utf8(content.unwrap_or_default())?;
         ensure!(count == 1 && content.contains("sent by swaks"), "{count} × {content:?}");

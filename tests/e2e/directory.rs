@@ -1,10 +1,10 @@
 //! A user added or removed on a back end is known to every front end within a second.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, ensure};
-use autocluster_tests::lab::{Lab, VIP, until_some};
-use autocluster_tests::wire::Wire;
+use autocluster_tests::lab::Lab;
+use autocluster_tests::scenario::every_front_end_answers;
 
 use crate::Test;
 
@@ -14,25 +14,6 @@ pub(crate) const TESTS: &[Test] = &[
 ];
 
 const LIMIT: Duration = Duration::from_secs(1);
-/// A slow answer is reported with its time, not as none.
-const PATIENCE: Duration = Duration::from_secs(10);
-
-/// Asks each front end itself until it answers RCPT by this code; the longest time.
-pub(crate) fn every_front_end_answers(lab: &Lab, address: &str, code: &str) -> anyhow::Result<Duration> {
-    let start = Instant::now();
-    for number in 1..=lab.spec().frontends {
-        let host = format!("fe{number}");
-        until_some(&format!("{host} answers {address} by {code}"), PATIENCE, || {
-            let mut wire = Wire::smtp(lab, &host, VIP)?;
-            wire.command("MAIL FROM:<sender@client.test>", 250)?;
-            let reply = wire.ask(&format!("RCPT TO:<{address}>"))?;
-            ensure!(reply.starts_with(code), "{reply}");
-            Ok(Some(()))
-        })?;
-    }
-    Ok(start.elapsed())
-}
-
 fn new_user_within_a_second_20_times(lab: &Lab) -> anyhow::Result<()> {
     for round in 1..=20 {
         let backend = 1 + round % lab.spec().backends;

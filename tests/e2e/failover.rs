@@ -1,11 +1,11 @@
 //! A front end dies: sessions on the others do not notice, and new connections find the others.
 
-use std::collections::HashSet;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
-use autocluster_tests::client::{HeldSessions, Mailbox, Message, Reader, Sending, Tls, reconnect};
+use autocluster_tests::client::{Message, Sending};
 use autocluster_tests::lab::{Account, Lab, VIP};
+use autocluster_tests::scenario::{Death, death_of, imap};
 
 use crate::Test;
 
@@ -16,49 +16,45 @@ pub(crate) const TESTS: &[Test] = &[
 
 const SESSIONS: u32 = 60;
 const RECOVERY_LIMIT: Duration = Duration::from_secs(2);
-/// Connecting goes on for a while after that, to see that it stays well.
-const WATCH: Duration = Duration::from_secs(5);
 
 fn death_of_the_owner(lab: &Lab) -> anyhow::Result<()> {
     let owner = lab.vip_owner()?;
-    death_of(lab, owner)
+    die_and_return(lab, owner)
 }
 
 fn death_of_another(lab: &Lab) -> anyhow::Result<()> {
     let owner = lab.vip_owner()?;
-    death_of(lab, 1 + owner % lab.spec().frontends)
+    die_and_return(lab, 1 + owner % lab.spec().frontends)
 }
 
-fn death_of(lab: &Lab, victim: u8) -> anyhow::Result<()> {
-    let reader = Reader { server: VIP.into(), protocol: Mailbox::Imap, tls: Tls::Implicit };
-    let mut sessions = HeldSessions::open(lab, &reader, &Account::local(1, 1), SESSIONS)?;
-    ensure!(sessions.broken()?.is_empty(), "sessions broke before anything was killed");
-    let doomed: HashSet<u64> = lab.client_ports(victim, 993)?.into_iter().collect();
-    let others = sessions.ports.iter().filter(|port| !doomed.contains(port)).count();
-    ensure!(others > 0 && others < sessions.ports.len(), "{others} of {SESSIONS} sessions are on other front ends");
-    lab.kill_front_end(victim)?;
-    let outcome = survive(lab, &mut sessions, &doomed);
+fn die_and_return(lab: &Lab, victim: u8) -> anyhow::Result<()> {
+    let outcome = death_of(lab, victim, SESSIONS).and_then(|(death, survivors)| {
+        judge(&death)?;
+        mail_goes_on(lab)?;
+        Ok(survivors)
+    });
     // The next test needs all of them, whatever became of this one.
-    lab.start_front_end(victim)?;
+    if lab.pid(&format!("fe{victim}"), "autocluster").is_err() {
+        lab.start_front_end(victim)?;
+    }
     lab.await_pool().context("after the restart")?;
-    outcome?;
-    let broken: Vec<u64> = sessions.broken()?.into_iter().filter(|port| !doomed.contains(port)).collect();
-    ensure!(broken.is_empty(), "{} sessions on other front ends broke at the restart", broken.len());
+    let broken = outcome?.broken()?;
+    ensure!(broken == 0, "{broken} sessions on other front ends broke at the restart");
     Ok(())
 }
 
-fn survive(lab: &Lab, sessions: &mut HeldSessions, doomed: &HashSet<u64>) -> anyhow::Result<()> {
-    let found = reconnect(lab, VIP.into(), 25, WATCH)?;
-    let wrongly = |broken: Vec<u64>| broken.into_iter().filter(|port| !doomed.contains(port)).count();
-    let broken = wrongly(sessions.broken()?);
-    ensure!(broken == 0, "{broken} sessions on other front ends broke");
-    ensure!(found.recovered < RECOVERY_LIMIT, "new connections failed for {:?} ({found:?})", found.recovered);
+fn judge(death: &Death) -> anyhow::Result<()> {
+    ensure!(death.broken == 0, "{} of {} sessions on other front ends broke", death.broken, death.others);
+    ensure!(death.new.recovered < RECOVERY_LIMIT, "new connections failed for too long: {:?}", death.new);
+    Ok(())
+}
+
+fn mail_goes_on(lab: &Lab) -> anyhow::Result<()> {
     for backend in 1..=lab.spec().backends {
         let account = Account::local(backend, 13);
         let message = Message::plain("one less", "still delivered\r\n");
         Sending::to(VIP, &account.address).send(lab, &message)?.accepted()?;
-        let reader = Reader { server: VIP.into(), protocol: Mailbox::Imap, tls: Tls::Implicit };
-        reader.expect(lab, &account, &message)?;
+        imap().expect(lab, &account, &message)?;
     }
     Ok(())
 }

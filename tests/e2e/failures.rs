@@ -1,8 +1,9 @@
 //! Parts that are down: the sender is asked to come again, and nothing is lost or promised.
 
 use anyhow::ensure;
-use autocluster_tests::client::{Mailbox, Message, Reader, Sending, Tls};
+use autocluster_tests::client::{Message, Sending};
 use autocluster_tests::lab::{Account, Lab, VIP};
+use autocluster_tests::scenario::imap;
 
 use crate::Test;
 
@@ -21,7 +22,7 @@ fn scanner_stopped(lab: &Lab) -> anyhow::Result<()> {
     }
     reply?.expect("data", 451, "4.7.1")?;
     Sending::to(VIP, &account.address).send(lab, &message)?.accepted()?;
-    Reader { server: VIP.into(), protocol: Mailbox::Imap, tls: Tls::Implicit }.expect(lab, &account, &message)
+    imap().expect(lab, &account, &message)
 }
 
 fn back_end_stopped(lab: &Lab) -> anyhow::Result<()> {
@@ -32,7 +33,7 @@ fn back_end_stopped(lab: &Lab) -> anyhow::Result<()> {
     // The directory still knows who exists there.
     let to_nobody = Sending::to(VIP, "nobody@be1.test").send(lab, &message);
     let to_up = Sending::to(VIP, &up.address).send(lab, &message);
-    let reader = Reader { server: VIP.into(), protocol: Mailbox::Imap, tls: Tls::Implicit };
+    let reader = imap();
     let login = reader.fetch(lab, &down, "none");
     lab.start_dovecot(1)?;
     let reply = to_down?;

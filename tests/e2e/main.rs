@@ -1,4 +1,5 @@
 //! The end-to-end tests: one lab, real servers, the release build of the daemon; one test at a time, in this order.
+#![allow(clippy::print_stderr, reason = "a test runner talks to its user")]
 
 mod abuse;
 mod bad_config;
@@ -43,7 +44,7 @@ fn main() -> ExitCode {
         // Last: counts what all the others caused.
         steering::CLOSING_TESTS,
     ];
-    let trials = tests.iter().flat_map(|theme| theme.iter()).map(|test| trial(*test, obstacle.is_some())).collect();
+    let trials = tests.iter().flat_map(|theme| theme.iter()).map(|test| trial(*test, obstacle.as_deref())).collect();
     if let Some(reason) = &obstacle {
         eprintln!("end-to-end tests are skipped: {reason}");
     }
@@ -52,9 +53,13 @@ fn main() -> ExitCode {
     if conclusion.has_failed() || !taken_away { ExitCode::FAILURE } else { ExitCode::SUCCESS }
 }
 
-fn trial((name, test): Test, skip: bool) -> Trial {
-    Trial::test(name, move || with_lab(test).map_err(|error| Failed::from(format!("{error:#}"))))
-        .with_ignored_flag(skip)
+fn trial((name, test): Test, obstacle: Option<&str>) -> Trial {
+    let trial = Trial::test(name, move || with_lab(test).map_err(|error| Failed::from(format!("{error:#}"))));
+    match obstacle {
+        // The runner prints the kind before the name: a skipped test says why.
+        Some(reason) => trial.with_kind(reason).with_ignored_flag(true),
+        None => trial,
+    }
 }
 
 fn with_lab(test: fn(&Lab) -> anyhow::Result<()>) -> anyhow::Result<()> {

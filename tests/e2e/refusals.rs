@@ -3,6 +3,7 @@
 use anyhow::ensure;
 use autocluster_tests::client::{Mailbox, Message, Reader, Sending, Tls};
 use autocluster_tests::lab::{Account, Lab, VIP};
+use autocluster_tests::scenario::imap;
 use autocluster_tests::wire::Wire;
 
 use crate::Test;
@@ -35,7 +36,7 @@ fn unknown_recipient_beside_a_known_one(lab: &Lab) -> anyhow::Result<()> {
     let reply = sending.send(lab, &message)?;
     reply.accepted()?;
     ensure!(reply.refused.len() == 1 && reply.refused[0].0 == 550, "refused: {:?}", reply.refused);
-    Reader { server: VIP.into(), protocol: Mailbox::Imap, tls: Tls::Implicit }.expect(lab, &account, &message)
+    imap().expect(lab, &account, &message)
 }
 
 fn foreign_domain(lab: &Lab) -> anyhow::Result<()> {
@@ -66,7 +67,7 @@ fn refused_and_not_delivered(lab: &Lab, message: &Message) -> anyhow::Result<()>
     let account = Account::local(1, 8);
     let reply = Sending::to(VIP, &account.address).send(lab, message)?;
     reply.expect("data", 554, "5.7.1")?.expect("data", 554, "Eicar-Test-Signature")?;
-    let reader = Reader { server: VIP.into(), protocol: Mailbox::Imap, tls: Tls::Implicit };
+    let reader = imap();
     let (count, _) = reader.fetch(lab, &account, &message.mark)?;
     ensure!(count == 0, "the refused message was delivered");
     Ok(())

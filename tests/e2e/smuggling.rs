@@ -2,8 +2,9 @@
 //! is passed on.
 
 use anyhow::ensure;
-use autocluster_tests::client::{Mailbox, Message, Reader, Tls};
+use autocluster_tests::client::Message;
 use autocluster_tests::lab::{Account, Lab, VIP};
+use autocluster_tests::scenario::imap;
 use autocluster_tests::wire::Wire;
 
 use crate::Test;
@@ -72,7 +73,7 @@ fn bare_octets_in_content(lab: &Lab) -> anyhow::Result<()> {
 }
 
 fn nothing_delivered(lab: &Lab, messages: &[&Message]) -> anyhow::Result<()> {
-    let reader = Reader { server: VIP.into(), protocol: Mailbox::Imap, tls: Tls::Implicit };
+    let reader = imap();
     for message in messages {
         let (count, _) = reader.fetch(lab, &Account::local(1, 9), &message.mark)?;
         ensure!(count == 0, "a refused message was delivered");

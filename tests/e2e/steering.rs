@@ -1,11 +1,8 @@
 //! Connections are shared over the front ends by the XDP program, and no packet is damaged.
 
-use std::net::{SocketAddr, TcpStream};
-use std::time::Duration;
-
 use anyhow::{Context, ensure};
-use autocluster_tests::lab::{Lab, VIP};
-use autocluster_tests::wire::reset_on_close;
+use autocluster_tests::lab::Lab;
+use autocluster_tests::scenario::spread_connections;
 
 use crate::Test;
 
@@ -16,21 +13,8 @@ const CONNECTIONS: u32 = 10_000;
 /// Of a front end's equal share.
 const TOLERANCE: f64 = 0.05;
 
-fn counters(lab: &Lab) -> anyhow::Result<Vec<u64>> {
-    (1..=lab.spec().frontends).map(|number| lab.own_new_connections(number)).collect()
-}
-
 fn ten_thousand_connections(lab: &Lab) -> anyhow::Result<()> {
-    let before = counters(lab)?;
-    lab.in_host("client", || {
-        for _ in 0..CONNECTIONS {
-            let address = SocketAddr::from((VIP, 25));
-            let stream = TcpStream::connect_timeout(&address, Duration::from_secs(3)).context("failed to connect")?;
-            reset_on_close(&stream)?;
-        }
-        Ok(())
-    })?;
-    let taken: Vec<u64> = counters(lab)?.iter().zip(&before).map(|(after, before)| after - before).collect();
+    let taken = spread_connections(lab, CONNECTIONS)?;
     ensure!(taken.iter().sum::<u64>() == u64::from(CONNECTIONS), "{taken:?} of {CONNECTIONS}");
     let share = f64::from(CONNECTIONS) / f64::from(lab.spec().frontends);
     for count in &taken {

@@ -3,4 +3,5 @@
 
 pub mod client;
 pub mod lab;
+pub mod scenario;
 pub mod wire;

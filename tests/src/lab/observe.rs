@@ -1,11 +1,14 @@
 //! What can be seen of the pool from outside, without asking the daemons.
 
+use std::fs;
+use std::path::PathBuf;
+
 use anyhow::{Context, ensure};
 use serde_json::Value;
 
 use super::network::INTERFACE;
 use super::spec::VIP;
-use super::{Host, Lab};
+use super::{Account, Host, Lab};
 
 impl Lab {
     /// The front end that has the VIP at this moment, in the client's eyes: it answered the client's ARP request.
@@ -35,6 +38,24 @@ impl Lab {
         ensure!(output.status.success(), "ss: {}", String::from_utf8_lossy(&output.stderr));
         let peer_port = |line: &str| line.split_whitespace().next_back()?.rsplit(':').next()?.parse().ok();
         Ok(String::from_utf8_lossy(&output.stdout).lines().filter_map(peer_port).collect())
+    }
+
+    /// The files of a mailbox's inbox, on the back end that has it.
+    ///
+    /// # Errors
+    /// If the mailbox's directory cannot be read.
+    pub fn mailbox_files(&self, account: &Account) -> anyhow::Result<Vec<PathBuf>> {
+        let (local, domain) = account.address.split_once('@').context("no address")?;
+        let mailbox = self.layout().host_dir(Host::backend(account.backend)).join("mail").join(domain).join(local);
+        let mut files = Vec::new();
+        for part in ["new", "cur"] {
+            let dir = mailbox.join(part);
+            let entries = fs::read_dir(&dir).with_context(|| format!("failed to read {}", dir.display()))?;
+            for entry in entries {
+                files.push(entry?.path());
+            }
+        }
+        Ok(files)
     }
 
     fn json(&self, host: &str, argv: &[&str]) -> anyhow::Result<Value> {
