@@ -15,7 +15,7 @@ use anyhow::bail;
 use ebpf::Compiler;
 
 /// Debian packages that the lab runs: real servers, and clients to try them.
-const LAB_PACKAGES: [&str; 11] = [
+const LAB_PACKAGES: [&str; 12] = [
     "dovecot-imapd",
     "dovecot-pop3d",
     "dovecot-lmtpd",
@@ -26,7 +26,9 @@ const LAB_PACKAGES: [&str; 11] = [
     "curl",
     "iproute2",
     "python3",
+    // swaks: TLS, IPv6.
     "libnet-ssleay-perl",
+    "libio-socket-inet6-perl",
 ];
 /// Capabilities that a lab needs, by their bit in `CapEff` (capabilities(7)).
 const CAPABILITIES: [(&str, u32); 3] = [("CAP_NET_ADMIN", 12), ("CAP_SYS_ADMIN", 21), ("CAP_BPF", 39)];

@@ -38,7 +38,11 @@ pub(crate) fn command(filter: Option<&str>) -> anyhow::Result<ExitCode> {
         let mut e2e = vec!["test", "--release", "--package", "autocluster-tests", "--test", "e2e"];
         e2e.extend(["--", "--test-threads", "1"]);
         e2e.extend(filter);
-        run_tests(&mut tally, &mut cargo(&e2e))?;
+        let mut command = cargo(&e2e);
+        if ready.require_lab().is_ok() {
+            command.env("AUTOCLUSTER_LAB_REQUIRED", "1");
+        }
+        run_tests(&mut tally, &mut command)?;
     }
     Ok(conclude(&tally))
 }

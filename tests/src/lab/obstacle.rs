@@ -34,10 +34,10 @@ fn try_all(layout: &Layout) -> anyhow::Result<()> {
     fs::create_dir_all(layout.dir()).context("cannot write below /run")?;
     xdp_pass::write(&object)?;
     run("ip", &["netns", "add", &namespace]).context("cannot make network namespaces")?;
-    let veth = ["-n", &namespace, "link", "add", "a", "type", "veth", "peer", "name", "b"];
+    let veth = ["-n", &namespace, "link", "add", "probe0", "type", "veth", "peer", "name", "probe1"];
     run("ip", &veth).context("cannot make virtual network interfaces")?;
     let object = object.display().to_string();
-    let attach = ["-n", &namespace, "link", "set", "dev", "a", "xdpdrv", "obj", &object, "sec", "xdp"];
+    let attach = ["-n", &namespace, "link", "set", "dev", "probe0", "xdpdrv", "obj", &object, "sec", "xdp"];
     run("ip", &attach).context("cannot load XDP programs")?;
     Ok(())
 }

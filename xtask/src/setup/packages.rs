@@ -16,7 +16,7 @@ if [ ! -e "$policy" ] || grep -qs 'made by cargo xtask setup' "$policy"; then
     printf '#!/bin/sh\n# made by cargo xtask setup: no service starts during an installation\nexit 101\n' >"$policy"
     chmod 755 "$policy"
 fi
-apt-get install --yes --quiet --no-install-recommends "$@"
+apt-get install --yes --quiet -o Dpkg::Use-Pty=0 --no-install-recommends "$@"
 "#;
 
 /// Those that are not installed.
