@@ -236,3 +236,19 @@ fn quit_follows_the_result() {
     delivery.handle_eof();
     assert_eq!(delivery.poll_action(), None);
 }
+
+/// A back end that complains about how we speak refuses no mail; one that judges the message does.
+#[test]
+fn complaints_about_us_refuse_no_mail() {
+    for (code, want) in
+        [(500, "D"), (501, "R"), (502, "D"), (503, "D"), (504, "D"), (530, "D"), (521, "R"), (552, "R"), (555, "R")]
+    {
+        let delivery = Delivery::new(Protocol::Lmtp, "fe1", transaction(&["a@b.test"]));
+        let (_, result) = converse(delivery, |line| match line.get(..4) {
+            Some("gree") => "220 a\r\n".to_owned(),
+            Some("MAIL") => format!("{code} x\r\n"),
+            _ => "250 a\r\n".to_owned(),
+        });
+        assert_eq!(letters(&result), want, "{code}");
+    }
+}
