@@ -1,5 +1,9 @@
 //! The daemon.
 
+pub mod announce;
+pub mod netdev;
 pub mod pki;
+#[cfg(test)]
+pub(crate) mod testing;
 pub mod tls;
 pub mod transport;
