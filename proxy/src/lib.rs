@@ -1,6 +1,7 @@
 //! The daemon.
 
 pub mod announce;
+pub mod drivers;
 pub mod netdev;
 pub mod pki;
 #[cfg(test)]
