@@ -1,1 +1,5 @@
 //! The daemon.
+
+pub mod pki;
+pub mod tls;
+pub mod transport;
