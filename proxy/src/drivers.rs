@@ -1,0 +1,3 @@
+//! What drives the core's machines: sockets, clocks and files in, actions out.
+
+pub mod directory;
