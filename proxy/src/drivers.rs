@@ -2,3 +2,9 @@
 
 pub mod announcer;
 pub mod cluster;
+pub mod directory;
+pub mod gossip;
+pub mod listen;
+pub mod mailbox;
+pub mod smtp;
+pub mod steering;

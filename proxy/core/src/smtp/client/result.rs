@@ -53,6 +53,12 @@ impl BackendAccepted {
         self.recipients
     }
 
+    /// The same promise, said under our own id for the message.
+    #[must_use]
+    pub fn with_id(self, id: &str) -> Self {
+        Self { text: format!("{id} {}", self.text), ..self }
+    }
+
     /// The text of the first acceptance; servers put their queue or message id there.
     #[must_use]
     pub fn text(&self) -> &str {
