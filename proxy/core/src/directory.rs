@@ -21,6 +21,8 @@ mod users;
 pub mod wire;
 
 #[cfg(test)]
+mod answers;
+#[cfg(test)]
 mod simulation;
 
 pub use feed::{Feed, FeedError, HEARTBEAT_EVERY, SILENT_FOR};

@@ -107,6 +107,7 @@ impl Feed {
                 let message = outgoing.poll_message();
                 if matches!(message, AgentMessage::SnapshotEnd { .. }) {
                     self.state = State::Following(outgoing.position.seq);
+                    self.heartbeat_due = now; // which confirms the new copy
                 }
                 Some(message)
             }

@@ -81,6 +81,8 @@ pub struct Directory {
     claims: HashMap<Box<str>, Vec<SourceName>>,
     /// Domain and local part in lower case of addresses that several sources have.
     conflicts: HashSet<(Box<str>, Box<str>)>,
+    /// Users that were replaced; see `take_discarded`.
+    discarded: Vec<Users>,
     /// Until then there may be sources that nobody has told us of.
     settled_at: Option<Instant>,
 }
@@ -192,6 +194,12 @@ impl Directory {
             Update::Snapshot(snapshot) => Ok(Some(self.install(source, *snapshot))),
             Update::Changes { first, changes, hash } => Ok(self.follow(source, epoch, first, &changes, hash)),
         }
+    }
+
+    /// Users that a snapshot has replaced: to free a million of them takes a while, so the shell drops them
+    /// when it has let go of the directory's lock.
+    pub fn take_discarded(&mut self) -> Vec<Users> {
+        std::mem::take(&mut self.discarded)
     }
 
     /// The stream is gone.
@@ -364,6 +372,7 @@ impl Directory {
         let Some(replica) = self.replicas.get_mut(source) else { return };
         let old = std::mem::replace(&mut replica.users, users.clone());
         self.unindex(source, &old);
+        self.discarded.push(old);
         for domain in users.domains() {
             self.set_claim(source, domain, true);
             if self.claims.get(domain).is_some_and(|claimants| claimants.len() > 1) {

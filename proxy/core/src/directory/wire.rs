@@ -209,3 +209,116 @@ pub fn fuzz(input: &[u8]) -> usize {
     let stored = usize::from(super::persist::decode_snapshot(input).is_ok());
     read::<AgentMessage>(input) + read::<FrontendMessage>(input) + stored
 }
+
+#[cfg(test)]
+mod tests {
+    use rand::rngs::StdRng;
+    use rand::{Rng, SeedableRng};
+
+    use super::super::record::{Endpoint, EndpointTls, Epoch, Services};
+    use super::*;
+    use crate::address::Address;
+
+    fn agent_messages() -> Vec<AgentMessage> {
+        let position = Position { epoch: Epoch(1_700_000_000_000), seq: Seq(3) };
+        let entry = |text| Entry { address: Address::parse(text).unwrap() };
+        let endpoint = Endpoint { address: "[fd77::21]:993".parse().unwrap(), tls: EndpointTls::Implicit };
+        let lmtp = Endpoint { address: "10.77.0.21:24".parse().unwrap(), tls: EndpointTls::None };
+        let services = Services { lmtp: Some(lmtp), imap: Some(endpoint), pop3: None };
+        let record = BackendRecord { services, recipient_delimiter: Some('+') };
+        let hash = RootHash::default();
+        vec![
+            AgentMessage::Hello { version: VERSION, source: SourceName::parse("be1").unwrap(), record, position },
+            AgentMessage::SnapshotBegin { position, users: 2 },
+            AgentMessage::SnapshotChunk(vec![entry("jörg@x.test"), entry("\"a \\\" b\"@y.test")]),
+            AgentMessage::SnapshotEnd { hash },
+            AgentMessage::Changes {
+                first: Seq(4),
+                changes: vec![Change::Put(entry("a@x.test")), Change::Remove(entry("b@x.test"))],
+                hash,
+            },
+            AgentMessage::Heartbeat { seq: Seq(5), current: true },
+        ]
+    }
+
+    fn frontend_messages() -> Vec<FrontendMessage> {
+        let position = Position { epoch: Epoch(1), seq: Seq(3) };
+        vec![
+            FrontendMessage::Have(position),
+            FrontendMessage::Nothing,
+            FrontendMessage::Ack { seq: Seq(1), hash: RootHash::default() },
+            FrontendMessage::Resync,
+            FrontendMessage::Frontends(vec!["10.77.0.11:7400".parse().unwrap()]),
+            FrontendMessage::Heartbeat,
+            FrontendMessage::Refused(Refusal::OldEpoch),
+        ]
+    }
+
+    fn read_in_two<M: Message>(stream: &[u8], split: usize) -> Vec<M> {
+        let mut decoder = Decoder::default();
+        let mut messages = Vec::new();
+        for part in [&stream[..split], &stream[split..]] {
+            decoder.handle_input(part);
+            while let Some(message) = decoder.poll_message().unwrap() {
+                messages.push(message);
+            }
+        }
+        messages
+    }
+
+    #[test]
+    fn a_stream_may_break_at_every_byte() {
+        let stream: Vec<u8> = agent_messages().iter().flat_map(|m| encode(m).unwrap()).collect();
+        for split in 0..=stream.len() {
+            assert_eq!(read_in_two::<AgentMessage>(&stream, split), agent_messages(), "split at {split}");
+        }
+        let stream: Vec<u8> = frontend_messages().iter().flat_map(|m| encode(m).unwrap()).collect();
+        for split in 0..=stream.len() {
+            assert_eq!(read_in_two::<FrontendMessage>(&stream, split), frontend_messages(), "split at {split}");
+        }
+    }
+
+    #[test]
+    fn garbage_is_an_error_or_a_message_and_never_a_panic() {
+        let mut rng = StdRng::seed_from_u64(1);
+        let whole: Vec<u8> = agent_messages().iter().flat_map(|m| encode(m).unwrap()).collect();
+        for _ in 0..20_000 {
+            let mut bytes = whole.clone();
+            for _ in 0..rng.random_range(1..6) {
+                let at = rng.random_range(0..bytes.len());
+                bytes[at] = rng.random();
+            }
+            fuzz(&bytes);
+            let random: Vec<u8> = (0..rng.random_range(0..60)).map(|_| rng.random()).collect();
+            fuzz(&[&[0, 0, 0, u8::try_from(random.len()).unwrap()], random.as_slice()].concat());
+        }
+        assert!(fuzz(&whole) >= agent_messages().len());
+    }
+
+    #[test]
+    fn limits_and_versions_are_named() {
+        let read = |bytes: &[u8]| {
+            let mut decoder = Decoder::<AgentMessage>::default();
+            decoder.handle_input(bytes);
+            decoder.poll_message()
+        };
+        assert_eq!(read(&[0, 0x10, 0, 0]), Ok(None));
+        assert_eq!(read(&[0, 0x10, 0, 1]), Err(WireError::TooLong(MAX_FRAME + 1)));
+        assert_eq!(read(&[0, 0, 0, 2, 99, 99]), Err(WireError::Malformed));
+        assert_eq!(read(&[0, 0, 0, 3, 0, 7, 200]), Err(WireError::Version(7)));
+        let mut trailing = encode(&AgentMessage::Heartbeat { seq: Seq(1), current: false }).unwrap();
+        trailing[3] += 1;
+        trailing.push(0);
+        assert_eq!(read(&trailing), Err(WireError::Malformed));
+    }
+
+    #[test]
+    fn the_fullest_message_fits() {
+        let domain = format!("{0}.{0}.{0}.{1}", "d".repeat(63), "d".repeat(63 - 2));
+        let local = format!("{}\"\"", "\\\\".repeat(62)).replace('"', "\\\"");
+        let entry = Entry { address: Address::parse(&format!("\"{local}\"@{domain}")).unwrap() };
+        assert_eq!((entry.address.local().len(), entry.address.domain().len()), (64, 253));
+        let changes = vec![Change::Remove(entry); MAX_BATCH];
+        assert!(encode(&AgentMessage::Changes { first: Seq(1), changes, hash: RootHash::default() }).is_ok());
+    }
+}
