@@ -38,9 +38,6 @@ use proxy_core::steering::Plan;
 static PROGRAM: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/autocluster-xdp"));
 const PROGRAM_NAME: &str = "autocluster";
 
-/// A program that passes every packet: what the other end of a veth needs for `XDP_TX` to work.
-pub static PASS_OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/xdp-pass"));
-
 /// Where and how to steer.
 #[derive(Debug, Clone)]
 pub struct Settings {

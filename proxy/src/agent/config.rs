@@ -92,14 +92,15 @@ fn services(reader: &mut Reader, root: &mut Table<'_>) -> Option<Services> {
     let mut table = reader.table(root, "services");
     let services = Services {
         lmtp: endpoint(reader, &mut table, "lmtp"),
+        smtp: endpoint(reader, &mut table, "smtp"),
         imap: endpoint(reader, &mut table, "imap"),
         pop3: endpoint(reader, &mut table, "pop3"),
     };
-    let any = ["lmtp", "imap", "pop3"].iter().any(|service| reader.has(&table, service));
+    let any = ["lmtp", "smtp", "imap", "pop3"].iter().any(|service| reader.has(&table, service));
     reader.close(table);
     if !any {
         let root_key = root;
-        reader.fault(root_key, "services", "should have at least one of lmtp, imap and pop3");
+        reader.fault(root_key, "services", "should have at least one of lmtp, smtp, imap and pop3");
     }
     Some(services)
 }
@@ -144,7 +145,7 @@ mod tests {
         assert_eq!((config.name.as_str(), config.frontends.len()), ("be1", 2));
         assert_eq!(config.source.path, Path::new("/etc/dovecot/users"));
         assert_eq!(config.record.recipient_delimiter, Some('+'));
-        let Services { lmtp: Some(lmtp), imap: Some(imap), pop3: None } = config.record.services else {
+        let Services { lmtp: Some(lmtp), smtp: None, imap: Some(imap), pop3: None } = config.record.services else {
             panic!("{:?}", config.record)
         };
         assert_eq!((lmtp.tls, imap.tls), (EndpointTls::None, EndpointTls::Implicit));

@@ -82,7 +82,8 @@ fn apply(dataplane: &SharedDataplane, view: &View, vips: &[IpAddr]) -> Result<()
 /// # Errors
 /// Its log cannot be waited for.
 pub async fn run_log(logger: aya_log::EbpfLogger<&'static dyn log::Log>) -> Result<()> {
-    let mut logger = AsyncFd::register(logger).context("failed to wait for the XDP program's log")?;
+    // SAFETY: the logger's file descriptor is its ring buffer's, which it owns and keeps for as long as it lives.
+    let mut logger = unsafe { AsyncFd::register(logger) }.context("failed to wait for the XDP program's log")?;
     loop {
         let mut ready = logger.readable_mut().await.context("failed to wait for the XDP program's log")?;
         ready.get_inner_mut().flush();
