@@ -9,7 +9,7 @@ use std::{
     process::Command,
 };
 
-const PROGRAMS: [&str; 2] = ["autocluster-xdp", "xdp-pass"];
+const PROGRAM: &str = "autocluster-xdp";
 
 /// A compiler that can build `core` for the kernel's target.
 struct Toolchain {
@@ -78,9 +78,7 @@ fn build(toolchain: &Toolchain) -> Result<(), String> {
     if !output.status.success() {
         return Err(String::from_utf8_lossy(&output.stderr).into_owned());
     }
-    for program in PROGRAMS {
-        let built = target_dir.join("bpfel-unknown-none/release").join(program);
-        std::fs::copy(&built, out_dir.join(program)).map_err(|e| format!("{}: {e}", built.display()))?;
-    }
+    let built = target_dir.join("bpfel-unknown-none/release").join(PROGRAM);
+    std::fs::copy(&built, out_dir.join(PROGRAM)).map_err(|e| format!("{}: {e}", built.display()))?;
     Ok(())
 }

@@ -38,9 +38,6 @@ use proxy_core::steering::Plan;
 static PROGRAM: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/autocluster-xdp"));
 const PROGRAM_NAME: &str = "autocluster";
 
-/// A program that passes every packet: what the other end of a veth needs for `XDP_TX` to work.
-pub static PASS_OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/xdp-pass"));
-
 /// Where and how to steer.
 #[derive(Debug, Clone)]
 pub struct Settings {
@@ -295,11 +292,11 @@ fn explain_attach(interface: &str, error: ProgramError) -> anyhow::Error {
         _ => None,
     };
     match errno {
-        Some(nix::libc::EOPNOTSUPP | nix::libc::EINVAL) => anyhow!(
+        Some(libc::EOPNOTSUPP | libc::EINVAL) => anyhow!(
             "steering.interface: the driver of {interface} has no native XDP; name an interface whose driver has \
              (ethtool -i {interface} tells the driver)"
         ),
-        Some(nix::libc::EBUSY | nix::libc::EEXIST) => anyhow!(
+        Some(libc::EBUSY | libc::EEXIST) => anyhow!(
             "steering.interface: another XDP program is attached to {interface}; remove it: ip link set dev {interface} xdp off"
         ),
         _ => anyhow!(error).context(format!("failed to attach the XDP program to {interface}")),

@@ -3,7 +3,7 @@
 //! Only `stream: OK` is clean. Whatever else happens to a scan, an answer that is not understood included,
 //! the message counts as not scanned.
 
-use std::{io, path::PathBuf, time::Duration};
+use std::{io, time::Duration};
 
 use anyhow::{Context, Result, anyhow, bail};
 use bytes::Bytes;
@@ -97,7 +97,7 @@ impl Scanner {
     #[must_use]
     pub fn address(&self) -> String {
         match &self.address {
-            ClamdAddress::Unix(path) => format!("unix:{}", PathBuf::display(path)),
+            ClamdAddress::Unix(path) => format!("unix:{}", path.display()),
             ClamdAddress::Tcp(address) => format!("tcp:{address}"),
         }
     }

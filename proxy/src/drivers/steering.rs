@@ -7,7 +7,7 @@ use std::{
 
 use anyhow::{Context, Result};
 use proxy_core::{
-    cluster::NodeState,
+    cluster::{Node, NodeState},
     steering::{Member, Plan},
 };
 use tokio::{io::unix::AsyncFd, sync::watch};
@@ -46,17 +46,20 @@ pub async fn run(dataplane: SharedDataplane, mut views: watch::Receiver<Arc<View
     }
 }
 
+/// The view's members, as steering sees them.
+#[must_use]
+pub fn members(view: &View) -> Vec<Member> {
+    let member = |node: &Node| Member {
+        name: node.name.as_str().to_owned(),
+        mac: node.mac,
+        weight: node.weight,
+        active: node.state == NodeState::Active,
+    };
+    view.members.iter().map(member).collect()
+}
+
 fn apply(dataplane: &SharedDataplane, view: &View, vips: &[IpAddr]) -> Result<()> {
-    let members: Vec<Member> = view
-        .members
-        .iter()
-        .map(|node| Member {
-            name: node.name.as_str().to_owned(),
-            mac: node.mac,
-            weight: node.weight,
-            active: node.state == NodeState::Active,
-        })
-        .collect();
+    let members = members(view);
     let started = std::time::Instant::now();
     let plan = Plan::build(&members, view.me.as_str())?;
     let mut dataplane = dataplane.lock();
@@ -79,7 +82,8 @@ fn apply(dataplane: &SharedDataplane, view: &View, vips: &[IpAddr]) -> Result<()
 /// # Errors
 /// Its log cannot be waited for.
 pub async fn run_log(logger: aya_log::EbpfLogger<&'static dyn log::Log>) -> Result<()> {
-    let mut logger = AsyncFd::new(logger).context("failed to wait for the XDP program's log")?;
+    // SAFETY: the logger's file descriptor is its ring buffer's, which it owns and keeps for as long as it lives.
+    let mut logger = unsafe { AsyncFd::register(logger) }.context("failed to wait for the XDP program's log")?;
     loop {
         let mut ready = logger.readable_mut().await.context("failed to wait for the XDP program's log")?;
         ready.get_inner_mut().flush();
