@@ -8,5 +8,6 @@ pub mod directory;
 pub mod imap;
 pub mod pop3;
 pub mod prelogin;
+pub mod sasl;
 pub mod smtp;
 pub mod steering;

@@ -1,6 +1,7 @@
 //! The front end's side of the recipient directory: agents' streams in, the shared [`Directory`] out, and a copy
 //! of it on disk so that a restarted front end knows its users at once.
 
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
@@ -16,9 +17,6 @@ use crate::transport::{IncomingStream, Role};
 pub(crate) mod frames;
 mod receive;
 mod store;
-
-#[cfg(test)]
-mod tests;
 
 pub use frames::StreamError;
 pub use receive::ReceiveError;
@@ -71,7 +69,7 @@ impl SharedDirectory {
 pub struct DirectoryDriver {
     directory: SharedDirectory,
     store: Arc<store::Store>,
-    frontends: watch::Receiver<Vec<std::net::SocketAddr>>,
+    frontends: watch::Receiver<Vec<SocketAddr>>,
     connections: AtomicU64,
     slots: Arc<Semaphore>,
 }
@@ -83,11 +81,19 @@ impl DirectoryDriver {
     /// # Errors
     /// If `state_dir` cannot be used. A damaged file in it is no error: its source counts as registered and never
     /// complete.
-    pub fn open(state_dir: &Path, frontends: watch::Receiver<Vec<std::net::SocketAddr>>) -> Result<Arc<Self>> {
+    pub fn open(state_dir: &Path, frontends: watch::Receiver<Vec<SocketAddr>>) -> Result<Arc<Self>> {
+        Self::open_with(state_dir, frontends, SETTLE_FOR)
+    }
+
+    pub(crate) fn open_with(
+        state_dir: &Path,
+        frontends: watch::Receiver<Vec<SocketAddr>>,
+        settle_for: Duration,
+    ) -> Result<Arc<Self>> {
         let store = store::Store::open(state_dir)?;
         let mut directory = Directory::default();
         store.load(&mut directory)?;
-        directory.hold_unknown_until(Instant::now() + SETTLE_FOR);
+        directory.hold_unknown_until(Instant::now() + settle_for);
         Ok(Arc::new(Self {
             directory: SharedDirectory(Arc::new(RwLock::new(directory))),
             store: Arc::new(store),
@@ -134,7 +140,8 @@ impl DirectoryDriver {
         tokio::spawn(async move {
             tracing::info!(%source, %remote, "a source is connected");
             let ended = driver.serve(source.clone(), recv, send).await;
-            tracing::info!(%source, %remote, "a source is gone: {}", ended.map_or_else(|e| e.to_string(), |never| match never {}));
+            let Err(reason) = ended;
+            tracing::info!(%source, %remote, "a source is gone: {reason}");
             drop(slot);
         });
     }

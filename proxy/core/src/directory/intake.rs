@@ -8,7 +8,6 @@
 
 use siphasher::sip128::SipHasher13;
 
-use super::log::Log;
 use super::record::Change;
 use super::users::Users;
 
@@ -40,11 +39,11 @@ pub struct Held {
 /// What became of a reading.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Reading {
-    /// For [`Log::append`].
+    /// For the log.
     pub changes: Vec<Change>,
     /// If not empty, read again soon.
     pub held: Vec<Held>,
-    /// The reading has no user at all, and the log has.
+    /// The reading has no user at all, and before there were some.
     pub emptied: bool,
 }
 
@@ -55,10 +54,10 @@ pub struct Intake {
 }
 
 impl Intake {
-    /// Judges a reading.
-    pub fn handle_reading(&mut self, log: &Log, fresh: &Users, content: Fingerprint) -> Reading {
-        let changes = log.diff(fresh);
-        let mut held = suspicious(log.users(), &changes);
+    /// Judges a reading of a source whose users are believed to be `users`.
+    pub fn handle_reading(&mut self, users: &Users, fresh: &Users, content: Fingerprint) -> Reading {
+        let changes = users.changes_to(fresh);
+        let mut held = suspicious(users, &changes);
         held.sort_unstable_by(|a, b| a.domain.cmp(&b.domain));
         if held.is_empty() {
             self.waiting = None;
@@ -98,6 +97,7 @@ fn suspicious(users: &Users, changes: &[Change]) -> Vec<Held> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::log::Log;
     use super::super::record::Epoch;
     use super::*;
     use crate::address::Address;
@@ -114,7 +114,7 @@ mod tests {
     }
 
     fn read(intake: &mut Intake, log: &mut Log, fresh: &Users, content: &[u8]) -> Reading {
-        let reading = intake.handle_reading(log, fresh, Fingerprint::of(content));
+        let reading = intake.handle_reading(log.users(), fresh, Fingerprint::of(content));
         log.append(reading.changes.clone());
         reading
     }

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use super::record::{Change, Entry, Epoch, Position, Seq};
+use super::record::{Change, Epoch, Position, Seq};
 use super::users::{RootHash, Users};
 
 /// Changes a log remembers. A front end that is further behind gets a snapshot instead.
@@ -31,19 +31,10 @@ impl Log {
         Self { epoch, seq: Seq(0), users: Users::default(), tail: VecDeque::new() }
     }
 
-    /// What turns the users now into `fresh`, in a reproducible order: additions before removals, so that
-    /// no user is missing in between.
+    /// What turns the users now into `fresh`.
     #[must_use]
     pub fn diff(&self, fresh: &Users) -> Vec<Change> {
-        if self.users == *fresh {
-            return Vec::new();
-        }
-        let mut puts: Vec<Entry> = fresh.entries().filter(|e| !self.users.contains(&e.address)).collect();
-        let gone = |e: &Entry| fresh.find(&e.address.local().to_lowercase(), e.address.domain()).is_none();
-        let mut removals: Vec<Entry> = self.users.entries().filter(gone).collect();
-        puts.sort_unstable();
-        removals.sort_unstable();
-        puts.into_iter().map(Change::Put).chain(removals.into_iter().map(Change::Remove)).collect()
+        self.users.changes_to(fresh)
     }
 
     /// Appends changes; those that change nothing are left out.
@@ -95,6 +86,7 @@ impl Log {
 
 #[cfg(test)]
 mod tests {
+    use super::super::record::Entry;
     use super::*;
     use crate::address::Address;
 

@@ -100,6 +100,18 @@ impl Users {
         }
     }
 
+    /// What turns this set into `fresh`, in a reproducible order: additions before removals, so that no user is
+    /// missing in between.
+    #[must_use]
+    pub fn changes_to(&self, fresh: &Self) -> Vec<Change> {
+        let mut puts: Vec<Entry> = fresh.entries().filter(|e| !self.contains(&e.address)).collect();
+        let gone = |e: &Entry| fresh.find(&e.address.local().to_lowercase(), e.address.domain()).is_none();
+        let mut removals: Vec<Entry> = self.entries().filter(gone).collect();
+        puts.sort_unstable();
+        removals.sort_unstable();
+        puts.into_iter().map(Change::Put).chain(removals.into_iter().map(Change::Remove)).collect()
+    }
+
     /// The back end's spelling of the local part whose lower-case form is `key`, if there is such a user.
     #[must_use]
     pub fn find<'a>(&'a self, key: &str, domain: &str) -> Option<&'a str> {

@@ -112,7 +112,7 @@ pub enum WireError {
 ///
 /// # Errors
 /// If the message is longer than [`MAX_FRAME`].
-pub fn encode<M: Serialize>(message: &M) -> Result<Vec<u8>, WireError> {
+pub fn encode<M: Message>(message: &M) -> Result<Vec<u8>, WireError> {
     let mut frame = postcard::to_extend(message, vec![0; LENGTH]).map_err(|_error| WireError::Unwritable)?;
     let length = frame.len() - LENGTH;
     match u32::try_from(length) {
@@ -123,7 +123,7 @@ pub fn encode<M: Serialize>(message: &M) -> Result<Vec<u8>, WireError> {
 }
 
 /// A message that can come over the wire.
-pub trait Message: DeserializeOwned {
+pub trait Message: Serialize + DeserializeOwned {
     /// Reads one message without its length.
     ///
     /// # Errors
@@ -197,7 +197,7 @@ impl<M: Message> Decoder<M> {
 /// Reads any bytes as both directions of a stream and as a stored snapshot, and writes back what it
 /// understood: the entry of the fuzzer. Returns the number of messages.
 pub fn fuzz(input: &[u8]) -> usize {
-    fn read<M: Message + Serialize>(input: &[u8]) -> usize {
+    fn read<M: Message>(input: &[u8]) -> usize {
         let mut decoder = Decoder::<M>::default();
         decoder.handle_input(input);
         let mut messages = 0;
@@ -213,7 +213,7 @@ pub fn fuzz(input: &[u8]) -> usize {
 #[cfg(test)]
 mod tests {
     use rand::rngs::StdRng;
-    use rand::{Rng, SeedableRng};
+    use rand::{RngExt, SeedableRng};
 
     use super::super::record::{Endpoint, EndpointTls, Epoch, Services};
     use super::*;

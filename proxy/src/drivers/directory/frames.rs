@@ -9,7 +9,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 /// Octets read at once.
 const READ_BYTES: usize = 64 * 1024;
 /// Octets that may wait to be written; a peer that sends and does not read is given up.
-pub const MAX_OUTGOING: usize = 4 << 20;
+pub(crate) const MAX_OUTGOING: usize = 4 << 20;
 
 /// Why a stream cannot go on.
 #[derive(Debug, thiserror::Error)]
@@ -25,7 +25,7 @@ pub enum StreamError {
 }
 
 /// One end of a stream whose peer sends messages of type `M`.
-pub struct Frames<R, W, M> {
+pub(crate) struct Frames<R, W, M> {
     reader: R,
     writer: W,
     decoder: Decoder<M>,
@@ -36,7 +36,7 @@ pub struct Frames<R, W, M> {
 
 impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin, M: Message> Frames<R, W, M> {
     /// The end of a stream just opened.
-    pub fn new(reader: R, writer: W) -> Self {
+    pub(crate) fn new(reader: R, writer: W) -> Self {
         let input = vec![0; READ_BYTES].into_boxed_slice();
         Self { reader, writer, decoder: Decoder::default(), input, outgoing: Vec::new(), written: 0 }
     }
@@ -45,7 +45,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin, M: Message> Frames<R, W, M> {
     ///
     /// # Errors
     /// If the peer has not read for too long, or the message is too large.
-    pub fn send<T: serde::Serialize>(&mut self, message: &T) -> Result<(), StreamError> {
+    pub(crate) fn send<T: Message>(&mut self, message: &T) -> Result<(), StreamError> {
         self.outgoing.drain(..self.written);
         self.written = 0;
         let frame = wire::encode(message)?;
@@ -57,7 +57,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin, M: Message> Frames<R, W, M> {
     }
 
     /// True if everything was handed to the transport.
-    pub fn is_idle(&self) -> bool {
+    pub(crate) fn is_idle(&self) -> bool {
         self.written == self.outgoing.len()
     }
 
@@ -65,7 +65,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin, M: Message> Frames<R, W, M> {
     ///
     /// # Errors
     /// If the peer sent something else.
-    pub fn poll_message(&mut self) -> Result<Option<M>, StreamError> {
+    pub(crate) fn poll_message(&mut self) -> Result<Option<M>, StreamError> {
         Ok(self.decoder.poll_message()?)
     }
 
@@ -73,7 +73,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin, M: Message> Frames<R, W, M> {
     ///
     /// # Errors
     /// If the stream is at its end or broken.
-    pub async fn progress(&mut self) -> Result<(), StreamError> {
+    pub(crate) async fn progress(&mut self) -> Result<(), StreamError> {
         let pending = self.outgoing.get(self.written..).unwrap_or_default();
         tokio::select! {
             read = self.reader.read(&mut self.input) => match read? {
@@ -97,7 +97,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin, M: Message> Frames<R, W, M> {
     ///
     /// # Errors
     /// If the stream is broken.
-    pub async fn finish(mut self) -> Result<(), StreamError> {
+    pub(crate) async fn finish(mut self) -> Result<(), StreamError> {
         self.writer.write_all(self.outgoing.get(self.written..).unwrap_or_default()).await?;
         Ok(self.writer.shutdown().await?)
     }

@@ -8,6 +8,7 @@ use proxy_core::directory::wire::{AgentMessage, FrontendMessage, MAX_FRONTENDS, 
 use proxy_core::directory::{ConnectionId, HEARTBEAT_EVERY, ProtocolError, Receiver, SILENT_FOR, SourceName};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::watch;
+use tokio::time::MissedTickBehavior;
 
 use super::DirectoryDriver;
 use super::frames::{Frames, StreamError};
@@ -81,6 +82,7 @@ impl DirectoryDriver {
         let mut frontends = self.frontends.clone();
         frontends.mark_changed();
         let mut heartbeat = tokio::time::interval(HEARTBEAT_EVERY);
+        heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut heard = Instant::now();
         let mut greeted = false;
         loop {

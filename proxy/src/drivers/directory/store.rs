@@ -47,13 +47,14 @@ impl Store {
 
     /// Fills the directory. What is damaged is logged and passed over; its source is registered all the same.
     pub(super) fn load(&self, directory: &mut Directory) -> Result<()> {
-        let registry = read(&self.registry).and_then(|file| file.map(|f| persist::decode_registry(&f)).transpose());
+        let registry =
+            read(&self.registry).and_then(|file| Ok(file.map(|f| persist::decode_registry(&f)).transpose()?));
         match registry {
             Ok(names) => register(directory, &names.unwrap_or_default()),
             Err(error) => tracing::warn!("{} is not taken: {error}", self.registry.display()),
         }
-        let entries = fs::read_dir(&self.sources)
-            .with_context(|| format!("failed to list {}", self.sources.display()))?;
+        let entries =
+            fs::read_dir(&self.sources).with_context(|| format!("failed to list {}", self.sources.display()))?;
         for entry in entries {
             let path = entry.with_context(|| format!("failed to list {}", self.sources.display()))?.path();
             let name = path.file_name().and_then(|name| name.to_str()).map(SourceName::parse);
@@ -65,7 +66,7 @@ impl Store {
     }
 
     fn load_source(&self, directory: &mut Directory, name: &SourceName, path: &Path) {
-        let stored = read(path).and_then(|file| file.map(|f| persist::decode_snapshot(&f)).transpose());
+        let stored = read(path).and_then(|file| Ok(file.map(|f| persist::decode_snapshot(&f)).transpose()?));
         match stored {
             Ok(Some((inside, stored))) if inside == *name => directory.restore(name, stored),
             Ok(None) => {}
