@@ -295,11 +295,11 @@ fn explain_attach(interface: &str, error: ProgramError) -> anyhow::Error {
         _ => None,
     };
     match errno {
-        Some(nix::libc::EOPNOTSUPP | nix::libc::EINVAL) => anyhow!(
+        Some(libc::EOPNOTSUPP | libc::EINVAL) => anyhow!(
             "steering.interface: the driver of {interface} has no native XDP; name an interface whose driver has \
              (ethtool -i {interface} tells the driver)"
         ),
-        Some(nix::libc::EBUSY | nix::libc::EEXIST) => anyhow!(
+        Some(libc::EBUSY | libc::EEXIST) => anyhow!(
             "steering.interface: another XDP program is attached to {interface}; remove it: ip link set dev {interface} xdp off"
         ),
         _ => anyhow!(error).context(format!("failed to attach the XDP program to {interface}")),

@@ -1,3 +1,10 @@
-//! What drives the core's machines: sockets, clocks and files in, actions out.
+//! The loops that feed the core's machines and obey them.
 
+pub mod announcer;
+pub mod cluster;
 pub mod directory;
+pub mod gossip;
+pub mod listen;
+pub mod mailbox;
+pub mod smtp;
+pub mod steering;

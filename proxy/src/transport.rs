@@ -75,9 +75,6 @@ pub struct Tuning {
     pub redial_pause: Duration,
     /// The kind byte of a new stream must arrive within this.
     pub stream_kind_deadline: Duration,
-    /// Connection ids are changed this often: only the later ones of a connection the PEER dialled carry a reset
-    /// token, so this bounds how young such a connection is when a reset can't end it yet.
-    pub connection_id_lifetime: Duration,
     pub max_connections: usize,
     pub max_connections_per_ip: usize,
     pub datagram_queue: usize,
@@ -93,7 +90,6 @@ impl Default for Tuning {
             dial_deadline: Duration::from_secs(1),
             redial_pause: Duration::from_millis(200),
             stream_kind_deadline: Duration::from_secs(2),
-            connection_id_lifetime: Duration::from_secs(5),
             max_connections: MAX_CONNECTIONS,
             max_connections_per_ip: MAX_CONNECTIONS_PER_IP,
             datagram_queue: DATAGRAM_QUEUE,

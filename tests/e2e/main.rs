@@ -1,1 +1,100 @@
-fn main() {}
+//! The end-to-end tests: one lab, real servers, the release build of the daemon; one test at a time, in this order.
+#![allow(clippy::print_stderr, reason = "a test runner talks to its user")]
+
+mod abuse;
+mod bad_config;
+mod delivery;
+mod directory;
+mod failover;
+mod failures;
+mod injection;
+mod lab_itself;
+mod refusals;
+mod smuggling;
+mod steering;
+
+use std::process::ExitCode;
+use std::sync::{Mutex, PoisonError};
+
+use autocluster_tests::lab::{self, Lab, Progress, Spec};
+use libtest_mimic::{Arguments, Failed, Trial};
+
+const LAB: &str = "e2e";
+
+type Test = (&'static str, fn(&Lab) -> anyhow::Result<()>);
+
+/// The lab, made when the first test asks for it; or why it could not be made, which is told once.
+static THE_LAB: Mutex<Option<Result<Lab, String>>> = Mutex::new(None);
+
+fn main() -> ExitCode {
+    let mut arguments = Arguments::from_args();
+    // They share the lab and stop parts of it.
+    arguments.test_threads = Some(1);
+    let obstacle = lab::obstacle();
+    let tests = [
+        lab_itself::TESTS,
+        delivery::TESTS,
+        refusals::TESTS,
+        smuggling::TESTS,
+        injection::TESTS,
+        directory::TESTS,
+        steering::TESTS,
+        abuse::TESTS,
+        failures::TESTS,
+        bad_config::TESTS,
+        failover::TESTS,
+        // Last: counts what all the others caused.
+        steering::CLOSING_TESTS,
+    ];
+    let trials = tests.iter().flat_map(|theme| theme.iter()).map(|test| trial(*test, obstacle.as_deref())).collect();
+    if let Some(reason) = &obstacle {
+        eprintln!("end-to-end tests are skipped: {reason}");
+        // Set where everything that a lab needs is here: then a skipped test hides a fault.
+        if std::env::var_os("AUTOCLUSTER_LAB_REQUIRED").is_some() {
+            return ExitCode::FAILURE;
+        }
+    }
+    let conclusion = libtest_mimic::run(&arguments, trials);
+    let taken_away = take_away();
+    if conclusion.has_failed() || !taken_away { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+}
+
+fn trial((name, test): Test, obstacle: Option<&str>) -> Trial {
+    let trial = Trial::test(name, move || with_lab(test).map_err(|error| Failed::from(format!("{error:#}"))));
+    match obstacle {
+        // The runner prints the kind before the name: a skipped test says why.
+        Some(reason) => trial.with_kind(reason.split(':').next().unwrap_or(reason)).with_ignored_flag(true),
+        None => trial,
+    }
+}
+
+fn with_lab(test: fn(&Lab) -> anyhow::Result<()>) -> anyhow::Result<()> {
+    let mut slot = THE_LAB.lock().unwrap_or_else(PoisonError::into_inner);
+    let made = slot.get_or_insert_with(|| {
+        let spec = Spec { name: LAB.to_owned(), ..Spec::default() };
+        Lab::up(spec, &Progress::quiet()).map_err(|error| format!("no lab: {error:#}"))
+    });
+    match made {
+        Ok(lab) => test(lab),
+        Err(error) => anyhow::bail!(std::mem::replace(error, "no lab (see the first failure)".to_owned())),
+    }
+}
+
+/// Statics are not dropped.
+fn take_away() -> bool {
+    let lab = THE_LAB.lock().unwrap_or_else(PoisonError::into_inner).take();
+    let Some(Ok(lab)) = lab else { return true };
+    if std::env::var_os("AUTOCLUSTER_LAB_KEEP").is_some() {
+        eprintln!("the lab stays: cargo xtask lab status --name {LAB}");
+        lab.keep();
+        return true;
+    }
+    lab.keep();
+    match lab::down(LAB) {
+        Ok(()) => true,
+        Err(error) => {
+            eprintln!("failed to take the lab away: {error:#}");
+            false
+        }
+    }
+}

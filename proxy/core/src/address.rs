@@ -51,8 +51,10 @@ impl Address {
         if local.len() > MAX_LOCAL_PART {
             return Err(AddressError::LocalPartTooLong);
         }
-        check_domain(domain)?;
-        Ok(Self { local: local.into(), domain: domain.to_lowercase().into() })
+        // Lower case first: it can be longer than what it was made from.
+        let domain = domain.to_lowercase();
+        check_domain(&domain)?;
+        Ok(Self { local: local.into(), domain: domain.into() })
     }
 
     /// The local part, unquoted.

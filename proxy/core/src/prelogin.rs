@@ -187,11 +187,15 @@ pub(crate) fn reset(buffer: &mut Vec<u8>) {
     buffer.shrink_to(IDLE_BUFFER);
 }
 
-/// Whether a line is the first of an HTTP request. A browser can be made to send one anywhere, with a
-/// body of somebody else's choice, so no line after it may count as a command.
+/// The methods that a browser sends without asking the server first (and OPTIONS, by which it asks).
+const HTTP_METHODS: [&[u8]; 5] = [b"GET", b"POST", b"HEAD", b"OPTIONS", b"CONNECT"];
+
+/// Whether a line is the first of an HTTP request. A page can make its reader's browser send one anywhere,
+/// with a body of the page's choice, so no line after it may count as a command.
 pub(crate) fn is_http_request(line: &[u8]) -> bool {
     let mut words = line.split(|&b| b == b' ');
-    words.nth(2).is_some_and(|word| word.starts_with(b"HTTP/")) && words.next().is_none()
+    words.next().is_some_and(|word| HTTP_METHODS.contains(&word))
+        && words.nth(1).is_some_and(|word| word.starts_with(b"HTTP/"))
 }
 
 /// A text that can stand in a reply line: control characters become spaces.
@@ -225,6 +229,12 @@ mod tests {
         assert_eq!(outbox.pending, 0);
         assert_eq!(outbox.pop(), Some(Action::Close));
         assert_eq!(outbox.pop(), None);
+    }
+
+    #[test]
+    fn browsers_are_told_from_mail_clients() {
+        assert!(is_http_request(b"POST / HTTP/1.1\r\n") && is_http_request(b"GET /a HTTP/1.0"));
+        assert!(!is_http_request(b"PASS a HTTP/1.1") && !is_http_request(b"GET NOOP") && !is_http_request(b""));
     }
 
     #[test]

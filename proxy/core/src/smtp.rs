@@ -22,3 +22,6 @@ pub use client::{
 pub use reply::{EnhancedCode, Reply};
 pub use server::{Action, Envelope, Limits, Outcome, RecipientAnswer, ServerConfig, Session};
 pub use stuff::DotStuffer;
+
+#[cfg(test)]
+mod tests;

@@ -6,7 +6,7 @@ use proxy_common::{
     maps::{NO_SLOT, mapped_v4},
 };
 use proxy_core::steering::Member as PoolMember;
-use rand::{RngCore, SeedableRng, rngs::SmallRng};
+use rand::{Rng, SeedableRng, rngs::SmallRng};
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 const XDP_ABORTED: u32 = 0;

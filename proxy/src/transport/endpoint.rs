@@ -35,7 +35,7 @@ pub(super) fn bind(listen: SocketAddr, identity: &Identity, tuning: &Tuning) -> 
         Role::Backend => None,
     };
     let runtime = quinn::default_runtime().context("no tokio runtime is running")?;
-    let config = endpoint_config(identity, tuning);
+    let config = endpoint_config(identity);
     Endpoint::new(config, server, bind_socket(listen)?, runtime).context("failed to start QUIC")
 }
 
@@ -50,18 +50,13 @@ fn bind_socket(listen: SocketAddr) -> Result<UdpSocket> {
 
 /// The keys of stateless resets and of connection ids follow from the private key: a restarted process can tell
 /// peers that their connection is gone, and they can believe it.
-fn endpoint_config(identity: &Identity, tuning: &Tuning) -> EndpointConfig {
+fn endpoint_config(identity: &Identity) -> EndpointConfig {
     let reset_secret = identity.derived_secret("autocluster stateless reset 1");
     let reset_key = aws_lc_rs::hmac::Key::new(aws_lc_rs::hmac::HMAC_SHA256, reset_secret.as_ref());
     let mut config = EndpointConfig::new(Arc::new(reset_key));
     let id_secret = identity.derived_secret("autocluster connection id 1");
     let id_key = id_secret.as_ref().iter().take(8).fold(0u64, |key, byte| key << 8 | u64::from(*byte));
-    let lifetime = tuning.connection_id_lifetime;
-    config.cid_generator(move || {
-        let mut generator = quinn_proto::HashedConnectionIdGenerator::from_key(id_key);
-        generator.set_lifetime(lifetime);
-        Box::new(generator)
-    });
+    config.cid_generator(move || Box::new(quinn_proto::HashedConnectionIdGenerator::from_key(id_key)));
     config
 }
 

@@ -1,68 +1,9 @@
-use std::future::Future;
-use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicU64;
 
-use tokio::runtime::Runtime;
-
 use super::*;
-use crate::pki::{self, CA_CERTIFICATE_FILE, IssueRequest};
+use crate::pki::{self, CA_CERTIFICATE_FILE};
+use crate::testing::{DEADLINE, Pool, Victim, bind, identity_of, localhost, until, within};
 use crate::tls;
-
-/// Every wait of these tests ends after this at the latest; none takes this long when the code is right.
-const DEADLINE: Duration = Duration::from_secs(20);
-
-struct Pool {
-    dir: tempfile::TempDir,
-}
-
-impl Pool {
-    fn new() -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        pki::init(dir.path(), false).unwrap();
-        Self { dir }
-    }
-
-    fn path(&self, file: &str) -> PathBuf {
-        self.dir.path().join(file)
-    }
-
-    fn identity(&self, role: Role, name: &str) -> Identity {
-        identity_of(self.dir.path(), &self.path(CA_CERTIFICATE_FILE), role, name)
-    }
-
-    fn frontend(&self, name: &str, tuning: Tuning) -> (Transport, Incoming, SocketAddr) {
-        bind(&self.identity(Role::Frontend, name), localhost(0), tuning)
-    }
-}
-
-fn identity_of(issuer: &Path, trusted_ca: &Path, role: Role, name: &str) -> Identity {
-    let request = IssueRequest { dir: issuer, role, name, out: None, sans: &[], force: true };
-    let issued = pki::issue(&request).unwrap();
-    Identity::load(trusted_ca, &issued.certificate, &issued.key).unwrap()
-}
-
-fn localhost(port: u16) -> SocketAddr {
-    SocketAddr::from(([127, 0, 0, 1], port))
-}
-
-fn bind(identity: &Identity, listen: SocketAddr, tuning: Tuning) -> (Transport, Incoming, SocketAddr) {
-    let (transport, incoming) = Transport::bind_with(listen, identity, tuning).unwrap();
-    let address = transport.local_addr().unwrap();
-    (transport, incoming, address)
-}
-
-async fn within<F: Future>(what: &str, future: F) -> F::Output {
-    tokio::time::timeout(DEADLINE, future).await.unwrap_or_else(|_| panic!("{what}: not within {DEADLINE:?}"))
-}
-
-async fn until(what: &str, mut condition: impl FnMut() -> bool) {
-    within(what, async {
-        while !condition() {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    })
-    .await;
-}
 
 fn value(counter: &AtomicU64) -> u64 {
     counter.load(std::sync::atomic::Ordering::Relaxed)
@@ -331,34 +272,6 @@ async fn an_unreachable_address_costs_a_bounded_queue() {
 /// How fast gossip must flow again after a peer's restart.
 const RECOVERY: Duration = Duration::from_millis(500);
 
-/// A front end in a runtime of its own, which can be killed: nothing is said to the peers.
-struct Victim {
-    runtime: Runtime,
-    transport: Transport,
-    incoming: Incoming,
-    address: SocketAddr,
-}
-
-impl Victim {
-    fn start(identity: &Identity, listen: SocketAddr, tuning: Tuning) -> Self {
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-        let (transport, incoming, address) = {
-            let _entered = runtime.enter();
-            bind(identity, listen, tuning)
-        };
-        Self { runtime, transport, incoming, address }
-    }
-
-    /// Ends it without a word and returns when its port is free.
-    async fn kill(self) -> SocketAddr {
-        let address = self.address;
-        drop((self.transport, self.incoming));
-        self.runtime.shutdown_background();
-        until("the port", || std::net::UdpSocket::bind(address).is_ok()).await;
-        address
-    }
-}
-
 #[tokio::test]
 async fn a_restarted_peer_that_we_had_dialled_is_found_again_at_once() {
     let pool = Pool::new();
@@ -394,16 +307,13 @@ async fn a_restarted_peer_that_dials_us_replaces_its_stale_connection() {
 #[tokio::test]
 async fn a_restarted_peer_that_had_dialled_us_and_is_silent_now_is_found_again() {
     let pool = Pool::new();
-    let tuning = Tuning { connection_id_lifetime: Duration::from_millis(100), ..Tuning::default() };
-    let (a, mut at_a, a_address) = pool.frontend("fe1", tuning.clone());
+    let (a, mut at_a, a_address) = pool.frontend("fe1", Tuning::default());
     let identity = pool.identity(Role::Frontend, "fe2");
-    let mut victim = Victim::start(&identity, localhost(0), tuning.clone());
+    let mut victim = Victim::start(&identity, localhost(0), Tuning::default());
     gossip_arrives(&victim.transport, a_address, &mut at_a).await;
-    // Its first connection id has no reset token; wait until it was replaced on the connection that it dialled.
-    tokio::time::sleep(Duration::from_millis(400)).await;
     gossip_arrives(&a, victim.address, &mut victim.incoming).await;
     let address = victim.kill().await;
-    let mut victim = Victim::start(&identity, address, tuning);
+    let mut victim = Victim::start(&identity, address, Tuning::default());
     let took = gossip_arrives(&a, address, &mut victim.incoming).await;
     assert!(took < RECOVERY, "{took:?}");
     assert_eq!(value(&a.stats().connections_reset), 1, "not by chance");

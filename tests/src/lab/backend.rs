@@ -93,8 +93,7 @@ pub(super) fn greeting(layout: &Layout, from: Host, server: SocketAddr) -> anyho
 
 fn dovecot_config(layout: &Layout, spec: &Spec, host: Host) -> String {
     let dir = layout.host_dir(host);
-    let (certificate, key) =
-        if spec.bare { (String::new(), String::new()) } else { tls_lines(layout, host) };
+    let (certificate, key) = if spec.bare { (String::new(), String::new()) } else { tls_lines(layout, host) };
     let ssl = if spec.bare { "no" } else { "yes" };
     format!(
         "# One back end of the lab; see tests/src/lab/backend.rs.\n\

@@ -148,7 +148,7 @@ impl Lab {
         &self.layout
     }
 
-    fn host(&self, name: &str) -> anyhow::Result<Host> {
+    pub(super) fn host(&self, name: &str) -> anyhow::Result<Host> {
         let host: Host = name.parse()?;
         let exists = host == Host::NET || self.spec.hosts().contains(&host);
         ensure!(exists, "lab {:?} has no host {name}", self.spec.name);
@@ -198,11 +198,7 @@ impl Lab {
     ///
     /// # Errors
     /// What `work` returns, or that there is no such host.
-    pub fn in_host<T: Send>(
-        &self,
-        host: &str,
-        work: impl FnOnce() -> anyhow::Result<T> + Send,
-    ) -> anyhow::Result<T> {
+    pub fn in_host<T: Send>(&self, host: &str, work: impl FnOnce() -> anyhow::Result<T> + Send) -> anyhow::Result<T> {
         namespace::enter(&self.layout.namespace(self.host(host)?), work)
     }
 

@@ -10,10 +10,13 @@ use super::layout::Layout;
 use super::spec::{Host, Spec, VIP, VIP6};
 
 /// The name that mail clients know the pool by.
-pub(super) const MAIL_NAME: &str = "mx.pool.test";
+pub const MAIL_NAME: &str = "mx.pool.test";
 
 /// The program under test: `AUTOCLUSTER_BIN`, or the one that was built beside this one.
-pub(super) fn program() -> anyhow::Result<PathBuf> {
+///
+/// # Errors
+/// If there is none.
+pub fn program() -> anyhow::Result<PathBuf> {
     if let Some(path) = env::var_os("AUTOCLUSTER_BIN") {
         return Ok(PathBuf::from(path));
     }
@@ -21,7 +24,10 @@ pub(super) fn program() -> anyhow::Result<PathBuf> {
     // Test programs are one directory deeper than the others.
     let found = own.ancestors().skip(1).take(2).map(|dir| dir.join("autocluster")).find(|path| path.is_file());
     let path = found.with_context(|| {
-        format!("no autocluster beside {} (cargo build --release -p autocluster, or set AUTOCLUSTER_BIN)", own.display())
+        format!(
+            "no autocluster beside {} (cargo build --release -p autocluster, or set AUTOCLUSTER_BIN)",
+            own.display()
+        )
     })?;
     Ok(path)
 }

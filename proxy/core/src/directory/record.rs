@@ -102,6 +102,7 @@ pub struct BackendRecord {
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Services {
     pub lmtp: Option<Endpoint>,
+    pub smtp: Option<Endpoint>,
     pub imap: Option<Endpoint>,
     pub pop3: Option<Endpoint>,
 }

@@ -1,7 +1,7 @@
 //! Conversations, limits, garbage, and the round trip from one side's encoder to the other's parser.
 
 use rand::rngs::SmallRng;
-use rand::{Rng, SeedableRng};
+use rand::{RngExt, SeedableRng};
 
 use super::{BackendLogin, PreLogin};
 use crate::prelogin::transcript::{

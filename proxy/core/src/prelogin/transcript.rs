@@ -20,7 +20,7 @@
 use std::fs;
 use std::path::Path;
 
-use rand::Rng;
+use rand::RngExt;
 use rand::rngs::SmallRng;
 
 use super::{Action, BackendAction, Credentials, Limits, LoginOutcome, Security};

@@ -204,6 +204,12 @@ impl Session {
         }
     }
 
+    /// Octets that the buffer for command lines takes up.
+    #[cfg(test)]
+    pub(super) fn waiting_input(&self) -> usize {
+        self.partial.capacity()
+    }
+
     // Command lines.
 
     fn take_line(&mut self, input: &[u8]) -> usize {

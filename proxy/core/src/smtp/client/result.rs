@@ -35,7 +35,11 @@ impl DeliveryResult {
 }
 
 /// Proof that back ends took the message for every recipient that they were asked for. There is no other way
-/// to get one than [`conclude`].
+/// to get one than [`conclude`]:
+///
+/// ```compile_fail,E0451
+/// let forged = proxy_core::smtp::BackendAccepted { recipients: 1, text: String::new() };
+/// ```
 #[derive(Debug)]
 pub struct BackendAccepted {
     recipients: usize,
@@ -47,6 +51,12 @@ impl BackendAccepted {
     #[must_use]
     pub fn recipients(&self) -> usize {
         self.recipients
+    }
+
+    /// The same promise, said under our own id for the message.
+    #[must_use]
+    pub fn with_id(self, id: &str) -> Self {
+        Self { text: format!("{id} {}", self.text), ..self }
     }
 
     /// The text of the first acceptance; servers put their queue or message id there.
@@ -89,8 +99,13 @@ fn deferral_text(reply: &Reply) -> String {
     if reply.text().is_empty() { "Try again later".to_owned() } else { reply.text().to_owned() }
 }
 
+/// Many servers name the recipient themselves.
 fn naming(address: &Address, reply: &Reply) -> Reply {
-    Reply::new(reply.code(), reply.enhanced(), &format!("<{address}> {}", reply.text()))
+    let name = format!("<{address}>");
+    if reply.text().contains(&name) {
+        return reply.clone();
+    }
+    Reply::new(reply.code(), reply.enhanced(), &format!("{name} {}", reply.text()))
 }
 
 #[cfg(test)]

@@ -1,0 +1,174 @@
+//! The control socket: a Unix stream socket on which the CLI asks the daemon. One line of JSON each way.
+
+use std::{
+    fs,
+    future::Future,
+    io::{self, BufRead, BufReader, Write},
+    os::unix::{fs::PermissionsExt, net::UnixStream as BlockingStream},
+    path::Path,
+    sync::Arc,
+    time::Duration,
+};
+
+use anyhow::{Context, Result, anyhow, bail};
+use serde::{Deserialize, Serialize};
+use tokio::{
+    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt},
+    net::{UnixListener, UnixStream},
+    sync::Semaphore,
+};
+use tracing::warn;
+
+use crate::status::Status;
+
+/// Longest request in octets.
+const MAX_REQUEST: u64 = 64 * 1024;
+/// Requests answered at once.
+const MAX_CLIENTS: usize = 16;
+/// A client that has not asked by then is cut off; a daemon that has not answered by then is stuck.
+const DEADLINE: Duration = Duration::from_secs(10);
+/// Owner and group may ask; everything else of the daemon is its own.
+const MODE: u32 = 0o660;
+
+/// What can be asked.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Request {
+    Status,
+}
+
+/// What is answered.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Response {
+    Status(Box<Status>),
+    Error(String),
+}
+
+/// The socket, bound.
+pub struct Control {
+    listener: UnixListener,
+}
+
+impl Control {
+    /// Binds the socket, replacing one that a dead daemon left behind.
+    ///
+    /// # Errors
+    /// A daemon is running on it, or the path cannot be used.
+    pub fn bind(path: &Path) -> Result<Self> {
+        if let Some(directory) = path.parent() {
+            fs::create_dir_all(directory)
+                .with_context(|| format!("node.control_socket: failed to create {}", directory.display()))?;
+        }
+        if BlockingStream::connect(path).is_ok() {
+            bail!("node.control_socket: another daemon is running on {}", path.display());
+        }
+        match fs::remove_file(path) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                return Err(e).with_context(|| format!("node.control_socket: failed to replace {}", path.display()));
+            }
+            _ => {}
+        }
+        let listener = UnixListener::bind(path)
+            .with_context(|| format!("node.control_socket: failed to listen on {}", path.display()))?;
+        fs::set_permissions(path, fs::Permissions::from_mode(MODE))
+            .with_context(|| format!("failed to set the mode of {}", path.display()))?;
+        Ok(Self { listener })
+    }
+
+    /// Answers requests until the task is dropped.
+    pub async fn run<F>(self, answer: impl Fn(Request) -> F + Send + Sync + 'static)
+    where
+        F: Future<Output = Response> + Send + 'static,
+    {
+        let answer = Arc::new(answer);
+        let clients = Arc::new(Semaphore::new(MAX_CLIENTS));
+        loop {
+            let (Ok(permit), Ok((stream, _))) = (Arc::clone(&clients).acquire_owned().await, self.listener.accept().await)
+            else {
+                continue;
+            };
+            let answer = Arc::clone(&answer);
+            tokio::spawn(async move {
+                match tokio::time::timeout(DEADLINE, serve(stream, &*answer)).await {
+                    Ok(Ok(())) => {}
+                    Ok(Err(error)) => warn!(%error, "control request failed"),
+                    Err(_elapsed) => warn!("control client cut off"),
+                }
+                drop(permit);
+            });
+        }
+    }
+}
+
+async fn serve<F: Future<Output = Response>>(stream: UnixStream, answer: &impl Fn(Request) -> F) -> io::Result<()> {
+    let (read, mut write) = stream.into_split();
+    let mut line = String::new();
+    if tokio::io::BufReader::new(read.take(MAX_REQUEST)).read_line(&mut line).await? == 0 {
+        // Somebody looked whether we are alive.
+        return Ok(());
+    }
+    let response = match serde_json::from_str(&line) {
+        Ok(request) => answer(request).await,
+        Err(e) => Response::Error(format!("the request is not understood: {e}")),
+    };
+    let mut text = serde_json::to_vec(&response)?;
+    text.push(b'\n');
+    write.write_all(&text).await
+}
+
+/// Asks the daemon; for the CLI.
+///
+/// # Errors
+/// No daemon answers, or it refuses.
+pub fn ask(path: &Path, request: &Request) -> Result<Response> {
+    let mut stream = BlockingStream::connect(path).map_err(|e| explain_connect(path, &e))?;
+    stream.set_read_timeout(Some(DEADLINE)).context("failed to set a deadline")?;
+    let mut text = serde_json::to_vec(request).context("failed to write the request")?;
+    text.push(b'\n');
+    stream.write_all(&text).context("failed to send the request")?;
+    let mut line = String::new();
+    BufReader::new(stream).read_line(&mut line).context("the daemon did not answer in time")?;
+    match serde_json::from_str(&line).context("the daemon's answer is not understood: is it of another version?")? {
+        Response::Error(error) => bail!(error),
+        response @ Response::Status(_) => Ok(response),
+    }
+}
+
+fn explain_connect(path: &Path, error: &io::Error) -> anyhow::Error {
+    let path = path.display();
+    match error.kind() {
+        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
+            anyhow!("no daemon is running on {path}; start it by `autocluster run`, or name its socket by --socket")
+        }
+        io::ErrorKind::PermissionDenied => anyhow!("{path} may not be opened: run as root"),
+        _ => anyhow!("failed to open {path}: {error}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn nonsense_gets_an_error_and_the_next_one_is_served() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("sub/control.sock");
+        let control = Control::bind(&path).unwrap();
+        tokio::spawn(control.run(|Request::Status| async { Response::Error("not today".into()) }));
+        assert!(Control::bind(&path).is_err(), "it is in use");
+        let mut stream = BlockingStream::connect(&path).unwrap();
+        stream.write_all(b"{\"reboot\":1}\n").unwrap();
+        let mut line = String::new();
+        BufReader::new(stream).read_line(&mut line).unwrap();
+        assert!(line.contains("not understood"), "{line}");
+        let asked = tokio::task::spawn_blocking(move || ask(&path, &Request::Status)).await.unwrap();
+        assert_eq!(asked.unwrap_err().to_string(), "not today");
+    }
+
+    #[test]
+    fn without_a_daemon_the_error_says_what_to_do() {
+        let error = ask(Path::new("/nonexistent/control.sock"), &Request::Status).unwrap_err().to_string();
+        assert!(error.contains("autocluster run"), "{error}");
+    }
+}

@@ -1,0 +1,326 @@
+//! `autocluster run`: a front end, from its configuration to its end.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, ensure};
+use proxy_core::smtp::{Limits, ServerConfig};
+use tokio::{
+    net::TcpListener,
+    sync::{Semaphore, watch},
+};
+use tokio_rustls::{TlsAcceptor, TlsConnector};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::{
+    announce::Announcer,
+    config::{self, Config},
+    control::Control,
+    dataplane::{self, Dataplane},
+    drivers::{
+        announcer,
+        cluster::{Cluster, Settings, View, own_node},
+        directory::{DirectoryDriver, SharedDirectory},
+        gossip,
+        listen::{Accepted, Listening},
+        mailbox::Mailbox,
+        smtp::{Smtp, TOO_MANY_SESSIONS},
+        steering::{self, SharedDataplane},
+    },
+    io as sockets,
+    metrics::{self, Metrics, Protocol},
+    netdev,
+    relay::Relay,
+    report::Reporter,
+    scanner::Scanner,
+    tls,
+    transport::{Identity, Incoming, Transport},
+};
+
+/// Sessions that are carrying something at the end have this long to finish it.
+const SHUTDOWN_GRACE: Duration = Duration::from_secs(10);
+
+/// What is bound before anything starts, so that a front end either serves everything or says what is wrong.
+struct Sockets {
+    listeners: Vec<Bound>,
+    transport: Transport,
+    incoming: Incoming,
+    control: Control,
+}
+
+struct Bound {
+    protocol: Protocol,
+    tls_first: bool,
+    listener: TcpListener,
+}
+
+/// Runs a front end until `shutdown`.
+///
+/// # Errors
+/// It cannot start: what is missing, in one line.
+pub async fn run(config: Config, shutdown: CancellationToken) -> Result<()> {
+    let started = Instant::now();
+    dataplane::probe()?;
+    std::fs::create_dir_all(&config.node.state_dir)
+        .with_context(|| format!("node.state_dir: failed to create {}", config.node.state_dir.display()))?;
+    let identity = load_identity(&config)?;
+    let acceptor = acceptor(&config)?;
+    let connector = TlsConnector::from(tls::backend_client(&config.identity.ca)?);
+    let interface = netdev::interface(&config.steering.interface).await.context("steering.interface")?;
+    prepare_host(&config).await?;
+    let sockets = bind(&config, &identity, acceptor.is_some())?;
+    let me = own_node(identity.own(), config.pool.listen, interface.mac, config.steering.weight)?;
+    let (mut dataplane, services) = (attach(&config, interface.mac)?, services(&config, acceptor.is_some()));
+    dataplane.set_services(services).context("failed to declare the services")?;
+    let logger = dataplane.logger()?;
+    let dataplane = SharedDataplane::new(dataplane);
+    let announcer = Announcer::open(interface.index, interface.mac)?;
+
+    let Incoming { datagrams, streams } = sockets.incoming;
+    let settings = Settings::new(config.pool.seeds.clone(), config.pool.vips.clone())?;
+    let (cluster, digests) = Cluster::spawn(me, settings, sockets.transport.clone(), datagrams);
+    let directory = DirectoryDriver::open(&config.node.state_dir, front_ends(cluster.view()))
+        .context("node.state_dir")?;
+
+    let metrics = Arc::new(Metrics::default());
+    let listening = Listening::new(Arc::clone(&metrics), shutdown.clone());
+    let scanner = Scanner::new(config.clamd.clone());
+    let relay = Relay { hostname: config.smtp.hostname.clone(), connector, deadline: config.smtp.backend_timeout };
+    let shared = Shared { config: &config, acceptor, directory: directory.directory(), relay, listening: &listening };
+    serve(&shared, &scanner, sockets.listeners);
+
+    let reporter = Reporter {
+        started,
+        name: config.node.name.clone(),
+        interface: config.steering.interface.clone(),
+        view: cluster.view(),
+        directory: directory.directory(),
+        scanner: scanner.clone(),
+        dataplane: dataplane.clone(),
+        metrics: Arc::clone(&metrics),
+    };
+    let stats = (sockets.transport.stats(), cluster.stats());
+    let background = [
+        tokio::spawn(steering::run(dataplane.clone(), cluster.view(), config.pool.vips.clone())),
+        tokio::spawn(announcer::run(announcer, cluster.view())),
+        tokio::spawn(async move {
+            if let Err(error) = steering::run_log(logger).await {
+                warn!(%error, "the XDP program's exceptions are not logged");
+            }
+        }),
+        tokio::spawn(Arc::clone(&directory).run(streams)),
+        tokio::spawn(gossip::run(cluster.clone(), directory.directory(), digests)),
+        tokio::spawn(sockets.control.run(move |request| reporter.clone().answer(request))),
+    ];
+    let metrics_server = config.node.metrics_listen.map(|address| {
+        let collector = crate::report::collector(dataplane.clone(), stats, directory.directory());
+        tokio::spawn(metrics::serve(address, metrics::registry(&metrics, vec![collector])))
+    });
+    info!(node = config.node.name, vips = ?config.pool.vips, "serving");
+
+    wait(&shutdown, metrics_server).await?;
+    info!("leaving the pool");
+    // First the others must stop sending us new connections; then ours may end.
+    cluster.leave().await;
+    listening.tasks.close();
+    if tokio::time::timeout(SHUTDOWN_GRACE, listening.tasks.wait()).await.is_err() {
+        warn!("sessions were cut off at the end of the grace period");
+    }
+    if let Err(error) = directory.store_now().await {
+        warn!(error = format!("{error:#}"), "failed to store the directory");
+    }
+    background.iter().for_each(tokio::task::JoinHandle::abort);
+    sockets.transport.shutdown().await;
+    Ok(())
+}
+
+/// Until it is time to end, or the metrics port turns out to be taken.
+async fn wait(shutdown: &CancellationToken, metrics: Option<tokio::task::JoinHandle<Result<()>>>) -> Result<()> {
+    let Some(metrics) = metrics else {
+        shutdown.cancelled().await;
+        return Ok(());
+    };
+    tokio::select! {
+        () = shutdown.cancelled() => Ok(()),
+        ended = metrics => ended.context("the metrics server broke")?,
+    }
+}
+
+fn load_identity(config: &Config) -> Result<Identity> {
+    let files = &config.identity;
+    let identity = Identity::load(&files.ca, &files.certificate, &files.key).context("identity")?;
+    ensure!(
+        identity.own().name == config.node.name,
+        "identity.certificate: it was issued for {}, but node.name is {}",
+        identity.own(),
+        config.node.name
+    );
+    Ok(identity)
+}
+
+fn acceptor(config: &Config) -> Result<Option<TlsAcceptor>> {
+    let Some(files) = &config.tls else {
+        warn!("no [tls]: STARTTLS and the TLS ports are not offered, and no password is taken");
+        return Ok(None);
+    };
+    Ok(Some(TlsAcceptor::from(tls::mail_server(&files.certificate, &files.key).context("tls")?)))
+}
+
+/// The virtual addresses become local on every front end; who answers for them is the XDP program's business.
+async fn prepare_host(config: &Config) -> Result<()> {
+    let added = netdev::ensure_vips(&config.pool.vips).await.context("pool.vips")?;
+    for vip in added {
+        info!(%vip, "added to the loopback interface");
+    }
+    netdev::restrict_arp(&config.steering.interface).context("steering.interface")
+}
+
+fn attach(config: &Config, mac: [u8; 6]) -> Result<Dataplane> {
+    Dataplane::attach(&dataplane_settings(config, mac))
+}
+
+/// What the dataplane needs of the configuration.
+#[must_use]
+pub fn dataplane_settings(config: &Config, mac: [u8; 6]) -> dataplane::Settings {
+    dataplane::Settings {
+        interface: config.steering.interface.clone(),
+        mac,
+        bpffs: config.steering.bpffs.clone(),
+        key: config.pool.key,
+    }
+}
+
+/// Ports by protocol; `true`: TLS comes first.
+fn ports(config: &Config, with_tls: bool) -> Vec<(Protocol, u16, bool)> {
+    let mut ports = vec![
+        (Protocol::smtp, config.smtp.port, false),
+        (Protocol::imap, config.imap.port, false),
+        (Protocol::pop3, config.pop3.port, false),
+    ];
+    if with_tls {
+        ports.push((Protocol::imap, config.imap.tls_port, true));
+        ports.push((Protocol::pop3, config.pop3.tls_port, true));
+    }
+    ports
+}
+
+fn services(config: &Config, with_tls: bool) -> Vec<(IpAddr, u16)> {
+    let ports = ports(config, with_tls);
+    config.pool.vips.iter().flat_map(|vip| ports.iter().map(|(_, port, _)| (*vip, *port))).collect()
+}
+
+fn bind(config: &Config, identity: &Identity, with_tls: bool) -> Result<Sockets> {
+    let mut listeners = vec![];
+    for vip in &config.pool.vips {
+        for (protocol, port, tls_first) in ports(config, with_tls) {
+            let address = SocketAddr::new(*vip, port);
+            let key = format!("{}.{}", protocol.name(), if tls_first { "tls_port" } else { "port" });
+            let listener = sockets::listen(address).map_err(|e| explain_listen(&key, address, &e))?;
+            listeners.push(Bound { protocol, tls_first, listener });
+        }
+    }
+    let control = Control::bind(&config.node.control_socket)?;
+    let (transport, incoming) = Transport::bind(config.pool.listen, identity).context("pool.listen")?;
+    Ok(Sockets { listeners, transport, incoming, control })
+}
+
+fn explain_listen(key: &str, address: SocketAddr, error: &std::io::Error) -> anyhow::Error {
+    use std::io::ErrorKind;
+    match error.kind() {
+        ErrorKind::AddrInUse => anyhow::anyhow!(
+            "{key}: {address} is in use by another program (ss -ltnp tells which); stop it, or choose another port"
+        ),
+        ErrorKind::AddrNotAvailable => {
+            anyhow::anyhow!("pool.vips: {} is not an address of this machine (ip address add {}/32 dev lo)", address.ip(), address.ip())
+        }
+        ErrorKind::PermissionDenied => {
+            anyhow::anyhow!("{key}: not permitted to listen on {address}: run as root, or with CAP_NET_BIND_SERVICE")
+        }
+        _ => anyhow::anyhow!("{key}: failed to listen on {address}: {error}"),
+    }
+}
+
+struct Shared<'a> {
+    config: &'a Config,
+    acceptor: Option<TlsAcceptor>,
+    directory: SharedDirectory,
+    relay: Relay,
+    listening: &'a Listening,
+}
+
+fn serve(shared: &Shared<'_>, scanner: &Scanner, listeners: Vec<Bound>) {
+    let config = shared.config;
+    let smtp = Arc::new(smtp(shared, scanner));
+    let imap = Arc::new(mailbox(shared, Protocol::imap, &config.imap));
+    let pop3 = Arc::new(mailbox(shared, Protocol::pop3, &config.pop3));
+    let limits = [config.smtp.max_sessions, config.imap.max_sessions, config.pop3.max_sessions];
+    let [smtp_limit, imap_limit, pop3_limit] = limits.map(|limit| Arc::new(Semaphore::new(limit)));
+    for Bound { protocol, tls_first, listener } in listeners {
+        match protocol {
+            Protocol::smtp => {
+                let service = Arc::clone(&smtp);
+                let serve = move |accepted: Accepted| Arc::clone(&service).serve(accepted);
+                shared.listening.spawn(listener, protocol, &smtp_limit, serve, || Some(TOO_MANY_SESSIONS));
+            }
+            Protocol::imap | Protocol::pop3 => {
+                let (service, limit) = if protocol == Protocol::imap { (&imap, &imap_limit) } else { (&pop3, &pop3_limit) };
+                let service = Arc::clone(service);
+                let serve = move |accepted: Accepted| Arc::clone(&service).serve(accepted, tls_first);
+                // Mail clients take a closed connection for what it is: try again.
+                shared.listening.spawn(listener, protocol, limit, serve, || None);
+            }
+        }
+    }
+}
+
+fn smtp(shared: &Shared<'_>, scanner: &Scanner) -> Smtp {
+    let config = &shared.config.smtp;
+    let limits = Limits { message_bytes: config.max_message_bytes, recipients: config.max_recipients, ..Limits::default() };
+    let server = ServerConfig { hostname: config.hostname.clone(), starttls: shared.acceptor.is_some(), limits };
+    Smtp {
+        config: Arc::new(server),
+        acceptor: shared.acceptor.clone(),
+        directory: shared.directory.clone(),
+        scanner: scanner.clone(),
+        relay: shared.relay.clone(),
+        metrics: Arc::clone(&shared.listening.metrics),
+        shutdown: shared.listening.shutdown.clone(),
+        node: shared.config.node.name.clone(),
+        spill_directory: shared.config.node.state_dir.clone(),
+        greet_pause: config.greet_pause,
+        command_timeout: config.command_timeout,
+    }
+}
+
+fn mailbox(shared: &Shared<'_>, protocol: Protocol, config: &config::Mailbox) -> Mailbox {
+    Mailbox {
+        protocol,
+        hostname: shared.config.smtp.hostname.clone(),
+        acceptor: shared.acceptor.clone(),
+        directory: shared.directory.clone(),
+        relay: shared.relay.clone(),
+        metrics: Arc::clone(&shared.listening.metrics),
+        shutdown: shared.listening.shutdown.clone(),
+        login_timeout: config.login_timeout,
+        idle_timeout: config.idle_timeout,
+    }
+}
+
+/// Addresses of the live front ends, out of the views, for the agents.
+fn front_ends(mut views: watch::Receiver<Arc<View>>) -> watch::Receiver<Vec<SocketAddr>> {
+    let addresses = |view: &View| view.members.iter().map(|member| member.address).collect::<Vec<_>>();
+    let (sender, receiver) = watch::channel(addresses(&views.borrow()));
+    tokio::spawn(async move {
+        while views.changed().await.is_ok() {
+            let fresh = addresses(&views.borrow_and_update());
+            if sender.send(fresh).is_err() {
+                return;
+            }
+        }
+    });
+    receiver
+}

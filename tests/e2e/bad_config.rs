@@ -1,0 +1,118 @@
+//! A daemon that cannot start says why, all of it at once, and changes nothing.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Output;
+
+use anyhow::{Context, ensure};
+use autocluster_tests::lab::{Host, Lab, program};
+
+use crate::Test;
+
+pub(crate) const TESTS: &[Test] = &[
+    ("bad_config::faults_are_all_told_with_key_and_line", faults_are_all_told_with_key_and_line),
+    ("bad_config::missing_interface", missing_interface),
+    ("bad_config::missing_file", missing_file),
+    ("bad_config::port_in_use", port_in_use),
+    ("bad_config::interface_without_driver_xdp", interface_without_driver_xdp),
+];
+
+const CONFIG_ERROR: i32 = 2;
+
+/// The configuration of fe1 with some texts replaced, in a file of its own.
+fn variant(lab: &Lab, name: &str, replace: &[(&str, &str)]) -> anyhow::Result<PathBuf> {
+    let dir = lab.layout().host_dir(Host::frontend(1));
+    let mut text = fs::read_to_string(dir.join("autocluster.toml"))?;
+    for (old, new) in replace {
+        ensure!(text.contains(old), "the configuration has no {old:?}");
+        text = text.replace(old, new);
+    }
+    let path = dir.join(format!("{name}.toml"));
+    fs::write(&path, text)?;
+    Ok(path)
+}
+
+fn run(lab: &Lab, host: &str, config: &Path) -> anyhow::Result<(Output, String)> {
+    let program = program()?.display().to_string();
+    let config = config.display().to_string();
+    let output = lab.exec(host, &["timeout", "20", &program, "run", "--config", &config])?;
+    let said = String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout);
+    Ok((output, said))
+}
+
+fn line_of(config: &Path, text: &str) -> anyhow::Result<usize> {
+    let content = fs::read_to_string(config)?;
+    Ok(content.lines().position(|line| line.contains(text)).context("no such line")? + 1)
+}
+
+fn faults_are_all_told_with_key_and_line(lab: &Lab) -> anyhow::Result<()> {
+    let replace = [("listen = \"10.77.0.11:7400\"", "listen = \"10.77.0.11\""), ("port = 143", "port = 143\nprot = 1")];
+    let config = variant(lab, "two-faults", &replace)?;
+    let (output, said) = run(lab, "fe1", &config)?;
+    ensure!(output.status.code() == Some(CONFIG_ERROR), "exit {:?}: {said}", output.status.code());
+    for (key, text) in [("pool.listen", "listen = \"10.77.0.11\""), ("imap.prot", "prot = 1")] {
+        let place = format!(":{}: {key}", line_of(&config, text)?);
+        ensure!(said.contains(&place), "nothing about {place:?} in: {said}");
+    }
+    Ok(())
+}
+
+fn missing_interface(lab: &Lab) -> anyhow::Result<()> {
+    let config = variant(lab, "no-interface", &[("interface = \"eth0\"", "interface = \"eth7\"")])?;
+    let (output, said) = run(lab, "fe1", &config)?;
+    ensure!(output.status.code() == Some(CONFIG_ERROR), "exit {:?}: {said}", output.status.code());
+    ensure!(said.contains("steering.interface") && said.contains("eth7"), "{said}");
+    Ok(())
+}
+
+fn missing_file(lab: &Lab) -> anyhow::Result<()> {
+    let config = variant(lab, "no-file", &[("pki/ca.pem", "pki/none.pem"), ("pki/mail.key", "pki/none.key")])?;
+    let (output, said) = run(lab, "fe1", &config)?;
+    ensure!(output.status.code() == Some(CONFIG_ERROR), "exit {:?}: {said}", output.status.code());
+    ensure!(said.contains("identity.ca") && said.contains("tls.key"), "{said}");
+    Ok(())
+}
+
+/// Everything that a second daemon on another host would take from the first is given its own place.
+fn elsewhere<'a>(lab: &Lab, host: &str, more: &[(&'a str, &'a str)]) -> anyhow::Result<Vec<(String, String)>> {
+    let own = lab.layout().host_dir(Host::frontend(1)).display().to_string();
+    let other = lab.layout().host_dir(host.parse()?).display().to_string();
+    let host: Host = host.parse()?;
+    let mut replace = vec![
+        (format!("{own}/state"), format!("{other}/state")),
+        (format!("{own}/control.sock"), format!("{other}/control.sock")),
+        ("listen = \"10.77.0.11:7400\"".to_owned(), format!("listen = \"{}:7400\"", host.v4())),
+    ];
+    replace.extend(more.iter().map(|(old, new)| ((*old).to_owned(), (*new).to_owned())));
+    Ok(replace)
+}
+
+fn run_elsewhere(lab: &Lab, host: &str, name: &str, more: &[(&str, &str)]) -> anyhow::Result<(Output, String)> {
+    let replace = elsewhere(lab, host, more)?;
+    let replace: Vec<(&str, &str)> = replace.iter().map(|(old, new)| (old.as_str(), new.as_str())).collect();
+    run(lab, host, &variant(lab, name, &replace)?)
+}
+
+fn port_in_use(lab: &Lab) -> anyhow::Result<()> {
+    // Dovecot has port 143 of every address of a back end.
+    let (output, said) = run_elsewhere(lab, "be1", "port-in-use", &[])?;
+    ensure!(output.status.code().is_some_and(|code| code != 0 && code != 124), "{:?}: {said}", output.status);
+    ensure!(said.contains("143") && said.contains("in use"), "{said}");
+    let link = lab.exec("be1", &["ip", "link", "show", "dev", "eth0"])?;
+    let link = String::from_utf8_lossy(&link.stdout).into_owned();
+    ensure!(!link.contains("xdp"), "a daemon that did not start left its program behind: {link}");
+    Ok(())
+}
+
+fn interface_without_driver_xdp(lab: &Lab) -> anyhow::Result<()> {
+    // A bridge has no driver that could run a program.
+    let made = lab.exec("client", &["ip", "link", "add", "br7", "type", "bridge"])?;
+    ensure!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    lab.exec("client", &["ip", "link", "set", "br7", "up"])?;
+    let outcome = run_elsewhere(lab, "client", "no-driver-xdp", &[("interface = \"eth0\"", "interface = \"br7\"")]);
+    lab.exec("client", &["ip", "link", "delete", "br7"])?;
+    let (output, said) = outcome?;
+    ensure!(output.status.code().is_some_and(|code| code != 0 && code != 124), "{:?}: {said}", output.status);
+    ensure!(said.contains("br7") && said.contains("driver"), "{said}");
+    Ok(())
+}

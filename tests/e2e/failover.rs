@@ -1,0 +1,60 @@
+//! A front end dies: sessions on the others do not notice, and new connections find the others.
+
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use autocluster_tests::client::{Message, Sending};
+use autocluster_tests::lab::{Account, Lab, VIP};
+use autocluster_tests::scenario::{Death, death_of, imap};
+
+use crate::Test;
+
+pub(crate) const TESTS: &[Test] = &[
+    ("failover::death_of_a_front_end_that_does_not_own_the_vip", death_of_another),
+    ("failover::death_of_the_owner_of_the_vip", death_of_the_owner),
+];
+
+const SESSIONS: u32 = 60;
+const RECOVERY_LIMIT: Duration = Duration::from_secs(2);
+
+fn death_of_the_owner(lab: &Lab) -> anyhow::Result<()> {
+    let owner = lab.vip_owner()?;
+    die_and_return(lab, owner)
+}
+
+fn death_of_another(lab: &Lab) -> anyhow::Result<()> {
+    let owner = lab.vip_owner()?;
+    die_and_return(lab, 1 + owner % lab.spec().frontends)
+}
+
+fn die_and_return(lab: &Lab, victim: u8) -> anyhow::Result<()> {
+    let outcome = death_of(lab, victim, SESSIONS).and_then(|(death, survivors)| {
+        judge(&death)?;
+        mail_goes_on(lab)?;
+        Ok(survivors)
+    });
+    // The next test needs all of them, whatever became of this one.
+    if lab.pid(&format!("fe{victim}"), "autocluster").is_err() {
+        lab.start_front_end(victim)?;
+    }
+    lab.await_pool().context("after the restart")?;
+    let broken = outcome?.broken()?;
+    ensure!(broken == 0, "{broken} sessions on other front ends broke at the restart");
+    Ok(())
+}
+
+fn judge(death: &Death) -> anyhow::Result<()> {
+    ensure!(death.broken == 0, "{} of {} sessions on other front ends broke", death.broken, death.others);
+    ensure!(death.new.recovered < RECOVERY_LIMIT, "new connections failed for too long: {:?}", death.new);
+    Ok(())
+}
+
+fn mail_goes_on(lab: &Lab) -> anyhow::Result<()> {
+    for backend in 1..=lab.spec().backends {
+        let account = Account::local(backend, 13);
+        let message = Message::plain("one less", "still delivered\r\n");
+        Sending::to(VIP, &account.address).send(lab, &message)?.accepted()?;
+        imap().expect(lab, &account, &message)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,60 @@
+//! The lab keeps what it promises, or the other tests prove nothing.
+
+use std::fs;
+
+use anyhow::ensure;
+use autocluster_tests::lab::{self, Lab, Layout, Progress, Spec, namespace};
+
+use crate::Test;
+
+pub(crate) const TESTS: &[Test] = &[
+    ("lab_itself::exit_code_and_environment_of_exec", exit_code_and_environment_of_exec),
+    ("lab_itself::a_second_lab_comes_and_goes_without_trace", a_second_lab_comes_and_goes_without_trace),
+    ("lab_itself::half_a_lab_is_taken_away", half_a_lab_is_taken_away),
+];
+
+const SECOND: &str = "e2esecond";
+
+fn exit_code_and_environment_of_exec(lab: &Lab) -> anyhow::Result<()> {
+    let output = lab.exec("client", &["sh", "-c", "echo $VIP $VIP6 $LAB_DIR; exit 7"])?;
+    let said = String::from_utf8(output.stdout)?;
+    ensure!(said == format!("10.77.0.100 fd77::100 {}\n", lab.layout().dir().display()), "{said}");
+    ensure!(output.status.code() == Some(7), "{}", output.status);
+    ensure!(lab.exec("fe99", &["true"]).is_err(), "there is no fe99");
+    Ok(())
+}
+
+/// What of a lab is there: namespaces, mounts, files.
+fn traces(name: &str) -> anyhow::Result<Vec<String>> {
+    let layout = Layout::new(name);
+    let mut found: Vec<String> = namespace::list().into_iter().filter(|ns| layout.host_of(ns).is_some()).collect();
+    let dir = layout.dir().display().to_string();
+    found.extend(fs::read_to_string("/proc/self/mounts")?.lines().filter(|m| m.contains(&dir)).map(str::to_owned));
+    found.extend(layout.dir().exists().then_some(dir));
+    Ok(found)
+}
+
+fn a_second_lab_comes_and_goes_without_trace(lab: &Lab) -> anyhow::Result<()> {
+    let spec = Spec { name: SECOND.to_owned(), frontends: 1, backends: 1, users: 3, bare: true };
+    let second = Lab::up(spec, &Progress::quiet())?;
+    let daemons: Vec<i32> = second.hosts().iter().flat_map(|host| &host.processes).map(|process| process.pid).collect();
+    ensure!(daemons.len() == 2, "clamd and Dovecot should run: {daemons:?}");
+    drop(second);
+    ensure!(traces(SECOND)?.is_empty(), "left behind: {:?}", traces(SECOND)?);
+    for pid in daemons {
+        ensure!(!fs::exists(format!("/proc/{pid}"))?, "process {pid} survived");
+    }
+    let all_alive = lab.hosts().iter().flat_map(|host| &host.processes).all(|process| process.alive);
+    ensure!(all_alive, "taking one lab away ended a process of another");
+    Ok(())
+}
+
+fn half_a_lab_is_taken_away(_lab: &Lab) -> anyhow::Result<()> {
+    let spec = Spec { name: SECOND.to_owned(), frontends: 2, backends: 1, users: 3, bare: true };
+    Lab::up(spec, &Progress::quiet())?.keep();
+    // As if `up` had died: no record of what it is made of.
+    fs::remove_file(Layout::new(SECOND).dir().join("lab.json"))?;
+    lab::down(SECOND)?;
+    ensure!(traces(SECOND)?.is_empty(), "left behind: {:?}", traces(SECOND)?);
+    lab::down(SECOND)
+}

@@ -1,0 +1,3 @@
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| autocluster_fuzz::backend::<proxy_core::pop3::BackendLogin>(data));

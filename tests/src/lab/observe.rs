@@ -1,0 +1,66 @@
+//! What can be seen of the pool from outside, without asking the daemons.
+
+use std::fs;
+use std::path::PathBuf;
+
+use anyhow::{Context, ensure};
+use serde_json::Value;
+
+use super::network::INTERFACE;
+use super::spec::VIP;
+use super::{Account, Host, Lab};
+
+impl Lab {
+    /// The front end that has the VIP at this moment, in the client's eyes: it answered the client's ARP request.
+    ///
+    /// # Errors
+    /// If the client knows of none, or of a stranger.
+    pub fn vip_owner(&self) -> anyhow::Result<u8> {
+        let entries = self.json("client", &["ip", "-json", "neigh", "show", &VIP.to_string()])?;
+        let owner = entries[0]["lladdr"].as_str().context("the client has not resolved the VIP")?.to_owned();
+        for host in self.spec().frontend_hosts() {
+            let links = self.json(&host.to_string(), &["ip", "-json", "link", "show", "dev", INTERFACE])?;
+            if links[0]["address"].as_str() == Some(&owner) {
+                return Ok(host.number);
+            }
+        }
+        anyhow::bail!("{VIP} is at {owner}, which is no front end")
+    }
+
+    /// Ports of clients whose connections to a port of front end `number` are established there.
+    ///
+    /// # Errors
+    /// If ss(8) fails.
+    pub fn client_ports(&self, number: u8, port: u16) -> anyhow::Result<Vec<u64>> {
+        let filter = format!("sport = :{port}");
+        let host = Host::frontend(number).to_string();
+        let output = self.exec(&host, &["ss", "-Htn", "state", "established", &filter])?;
+        ensure!(output.status.success(), "ss: {}", String::from_utf8_lossy(&output.stderr));
+        let peer_port = |line: &str| line.split_whitespace().next_back()?.rsplit(':').next()?.parse().ok();
+        Ok(String::from_utf8_lossy(&output.stdout).lines().filter_map(peer_port).collect())
+    }
+
+    /// The files of a mailbox's inbox, on the back end that has it.
+    ///
+    /// # Errors
+    /// If the mailbox's directory cannot be read.
+    pub fn mailbox_files(&self, account: &Account) -> anyhow::Result<Vec<PathBuf>> {
+        let (local, domain) = account.address.split_once('@').context("no address")?;
+        let mailbox = self.layout().host_dir(Host::backend(account.backend)).join("mail").join(domain).join(local);
+        let mut files = Vec::new();
+        for part in ["new", "cur"] {
+            let dir = mailbox.join(part);
+            let entries = fs::read_dir(&dir).with_context(|| format!("failed to read {}", dir.display()))?;
+            for entry in entries {
+                files.push(entry?.path());
+            }
+        }
+        Ok(files)
+    }
+
+    fn json(&self, host: &str, argv: &[&str]) -> anyhow::Result<Value> {
+        let output = self.exec(host, argv)?;
+        ensure!(output.status.success(), "{argv:?}: {}", String::from_utf8_lossy(&output.stderr));
+        serde_json::from_slice(&output.stdout).with_context(|| format!("{argv:?} on {host} printed no JSON"))
+    }
+}
