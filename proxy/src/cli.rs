@@ -18,16 +18,22 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Run a front end: steer, relay mail, proxy mail clients
-    #[command(after_help = "Examples:\n  autocluster run --config /etc/autocluster/autocluster.toml\n  RUST_LOG=debug autocluster run --config fe1.toml")]
+    #[command(
+        after_help = "Examples:\n  autocluster run --config /etc/autocluster/autocluster.toml\n  RUST_LOG=debug autocluster run --config fe1.toml"
+    )]
     Run(ConfigArgs),
     /// Run the agent on a back end: tell the front ends who its users are
     #[command(after_help = "Example:\n  autocluster agent --config /etc/autocluster/agent.toml")]
     Agent(ConfigArgs),
     /// Check a configuration and report every fault with key and line; nothing is started
-    #[command(after_help = "Examples:\n  autocluster check --config autocluster.toml\n  autocluster check --agent --config agent.toml")]
+    #[command(
+        after_help = "Examples:\n  autocluster check --config autocluster.toml\n  autocluster check --agent --config agent.toml"
+    )]
     Check(CheckArgs),
     /// Show this front end, its pool, and what it serves
-    #[command(after_help = "Examples:\n  autocluster status\n  autocluster status --json | jq .members\n  autocluster status --socket /run/autocluster/control.sock")]
+    #[command(
+        after_help = "Examples:\n  autocluster status\n  autocluster status --json | jq .members\n  autocluster status --socket /run/autocluster/control.sock"
+    )]
     Status(StatusArgs),
     /// Make the pool's certificates
     #[command(subcommand)]
@@ -66,7 +72,9 @@ pub struct StatusArgs {
 #[derive(Debug, Subcommand)]
 pub enum SteerCommand {
     /// Detach the XDP program from its interface and remove its pinned maps
-    #[command(after_help = "The program goes on steering when the daemon ends, so that a restart loses no packet. This takes it off for good.\n\nExample:\n  autocluster steer detach --config /etc/autocluster/autocluster.toml")]
+    #[command(
+        after_help = "The program goes on steering when the daemon ends, so that a restart loses no packet. This takes it off for good.\n\nExample:\n  autocluster steer detach --config /etc/autocluster/autocluster.toml"
+    )]
     Detach(ConfigArgs),
 }
 
@@ -83,7 +91,9 @@ pub enum PkiCommand {
         force: bool,
     },
     /// Issue a node's certificate
-    #[command(after_help = "Examples:\n  autocluster pki issue --dir pki --role frontend --name fe1\n  autocluster pki issue --dir pki --role backend --name be1 --out /etc/autocluster --san mail.example.com --san 192.0.2.7")]
+    #[command(
+        after_help = "Examples:\n  autocluster pki issue --dir pki --role frontend --name fe1\n  autocluster pki issue --dir pki --role backend --name be1 --out /etc/autocluster --san mail.example.com --san 192.0.2.7"
+    )]
     Issue {
         /// The directory of `pki init`
         #[arg(long, value_name = "DIR")]

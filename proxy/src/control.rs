@@ -84,7 +84,8 @@ impl Control {
         let answer = Arc::new(answer);
         let clients = Arc::new(Semaphore::new(MAX_CLIENTS));
         loop {
-            let (Ok(permit), Ok((stream, _))) = (Arc::clone(&clients).acquire_owned().await, self.listener.accept().await)
+            let (Ok(permit), Ok((stream, _))) =
+                (Arc::clone(&clients).acquire_owned().await, self.listener.accept().await)
             else {
                 continue;
             };

@@ -115,9 +115,8 @@ pub async fn join(a: &mut Stream, b: &mut Stream, idle: Duration) -> io::Result<
     let (mut a_read, mut a_write) = tokio::io::split(a);
     let (mut b_read, mut b_write) = tokio::io::split(b);
     let heard = Heard::new();
-    let both = async {
-        tokio::try_join!(copy(&mut b_read, &mut a_write, &heard), copy(&mut a_read, &mut b_write, &heard))
-    };
+    let both =
+        async { tokio::try_join!(copy(&mut b_read, &mut a_write, &heard), copy(&mut a_read, &mut b_write, &heard)) };
     tokio::select! {
         copied = both => copied,
         () = heard.silence(idle) => Err(io::ErrorKind::TimedOut.into()),

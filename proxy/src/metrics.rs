@@ -111,8 +111,8 @@ pub fn registry(metrics: &Metrics, collectors: Vec<Box<dyn Collector>>) -> Regis
 /// # Errors
 /// The port cannot be bound.
 pub async fn serve(address: SocketAddr, registry: Registry) -> Result<()> {
-    let listener = crate::io::listen(address)
-        .with_context(|| format!("node.metrics_listen: failed to listen on {address}"))?;
+    let listener =
+        crate::io::listen(address).with_context(|| format!("node.metrics_listen: failed to listen on {address}"))?;
     let registry = Arc::new(registry);
     let scrapes = Arc::new(Semaphore::new(MAX_SCRAPES));
     loop {

@@ -43,8 +43,8 @@ pub type Groups = BTreeMap<SourceName, (BackendRecord, Transaction)>;
 impl Relay {
     /// Delivers to every back end and waits for all of them.
     pub async fn deliver(&self, groups: Groups, message: &Outgoing) -> Vec<DeliveryResult> {
-        let deliveries = groups.into_iter().map(|(backend, (record, transaction))| {
-            async move { self.deliver_to(&backend, &record, transaction, message).await }
+        let deliveries = groups.into_iter().map(|(backend, (record, transaction))| async move {
+            self.deliver_to(&backend, &record, transaction, message).await
         });
         futures_util::future::join_all(deliveries).await
     }

@@ -62,6 +62,7 @@ impl Reporter {
         let scanner = self.scanner_status().await;
         let counters = self.dataplane.lock().counters()?;
         let (sources, conflicts) = self.sources();
+        let settled = self.directory.read().is_settled(Instant::now());
         let sessions = [Protocol::smtp, Protocol::imap, Protocol::pop3];
         Ok(Status {
             node: NodeStatus {
@@ -70,8 +71,12 @@ impl Reporter {
                 uptime_s: self.started.elapsed().as_secs(),
             },
             members: members(&view)?,
-            vips: view.owners.iter().map(|(vip, owner)| VipStatus { address: *vip, owner: Some(owner.to_string()) }).collect(),
-            directory: DirectoryStatus { users: sources.iter().map(|s| s.users).sum(), conflicts },
+            vips: view
+                .owners
+                .iter()
+                .map(|(vip, owner)| VipStatus { address: *vip, owner: Some(owner.to_string()) })
+                .collect(),
+            directory: DirectoryStatus { users: sources.iter().map(|s| s.users).sum(), conflicts, settled },
             sources,
             scanner,
             steering: SteeringStatus {

@@ -83,8 +83,8 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<()> {
     let Incoming { datagrams, streams } = sockets.incoming;
     let settings = Settings::new(config.pool.seeds.clone(), config.pool.vips.clone())?;
     let (cluster, digests) = Cluster::spawn(me, settings, sockets.transport.clone(), datagrams);
-    let directory = DirectoryDriver::open(&config.node.state_dir, front_ends(cluster.view()))
-        .context("node.state_dir")?;
+    let directory =
+        DirectoryDriver::open(&config.node.state_dir, front_ends(cluster.view())).context("node.state_dir")?;
 
     let metrics = Arc::new(Metrics::default());
     let listening = Listening::new(Arc::clone(&metrics), shutdown.clone());
@@ -235,7 +235,11 @@ fn explain_listen(key: &str, address: SocketAddr, error: &std::io::Error) -> any
             "{key}: {address} is in use by another program (ss -ltnp tells which); stop it, or choose another port"
         ),
         ErrorKind::AddrNotAvailable => {
-            anyhow::anyhow!("pool.vips: {} is not an address of this machine (ip address add {}/32 dev lo)", address.ip(), address.ip())
+            anyhow::anyhow!(
+                "pool.vips: {} is not an address of this machine (ip address add {}/32 dev lo)",
+                address.ip(),
+                address.ip()
+            )
         }
         ErrorKind::PermissionDenied => {
             anyhow::anyhow!("{key}: not permitted to listen on {address}: run as root, or with CAP_NET_BIND_SERVICE")
@@ -267,7 +271,8 @@ fn serve(shared: &Shared<'_>, scanner: &Scanner, listeners: Vec<Bound>) {
                 shared.listening.spawn(listener, protocol, &smtp_limit, serve, || Some(TOO_MANY_SESSIONS));
             }
             Protocol::imap | Protocol::pop3 => {
-                let (service, limit) = if protocol == Protocol::imap { (&imap, &imap_limit) } else { (&pop3, &pop3_limit) };
+                let (service, limit) =
+                    if protocol == Protocol::imap { (&imap, &imap_limit) } else { (&pop3, &pop3_limit) };
                 let service = Arc::clone(service);
                 let serve = move |accepted: Accepted| Arc::clone(&service).serve(accepted, tls_first);
                 // Mail clients take a closed connection for what it is: try again.
@@ -279,7 +284,8 @@ fn serve(shared: &Shared<'_>, scanner: &Scanner, listeners: Vec<Bound>) {
 
 fn smtp(shared: &Shared<'_>, scanner: &Scanner) -> Smtp {
     let config = &shared.config.smtp;
-    let limits = Limits { message_bytes: config.max_message_bytes, recipients: config.max_recipients, ..Limits::default() };
+    let limits =
+        Limits { message_bytes: config.max_message_bytes, recipients: config.max_recipients, ..Limits::default() };
     let server = ServerConfig { hostname: config.hostname.clone(), starttls: shared.acceptor.is_some(), limits };
     Smtp {
         config: Arc::new(server),

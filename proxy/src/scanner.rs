@@ -147,7 +147,9 @@ mod tests {
         assert_eq!(parse(b"stream: OK\0").unwrap(), Verdict::Clean);
         let found = parse(b"stream: Eicar-Test-Signature FOUND\0").unwrap();
         assert_eq!(found, Verdict::Infected { signature: "Eicar-Test-Signature".into() });
-        for other in [&b""[..], b"stream: OKAY\0", b"OK", b"INSTREAM size limit exceeded. ERROR\0", b"stream: ", b"\xff"] {
+        for other in
+            [&b""[..], b"stream: OKAY\0", b"OK", b"INSTREAM size limit exceeded. ERROR\0", b"stream: ", b"\xff"]
+        {
             assert!(parse(other).is_err(), "{other:?}");
         }
     }

@@ -77,6 +77,9 @@ pub struct DirectoryStatus {
     pub users: usize,
     /// Addresses that several sources claim.
     pub conflicts: usize,
+    /// False for a moment after a start, while sources may exist that nobody has told of yet: unknown addresses are
+    /// answered 451.
+    pub settled: bool,
 }
 
 /// The virus scanner.
@@ -107,10 +110,17 @@ impl fmt::Display for Status {
             vec![m.name.clone(), m.address.to_string(), m.state.clone(), m.weight.to_string(), share, me.to_owned()]
         });
         table(f, &["FRONT END", "ADDRESS", "STATE", "WEIGHT", "SHARE", ""], members)?;
-        let vips = self.vips.iter().map(|v| vec![v.address.to_string(), v.owner.clone().unwrap_or_else(|| "nobody".into())]);
+        let vips =
+            self.vips.iter().map(|v| vec![v.address.to_string(), v.owner.clone().unwrap_or_else(|| "nobody".into())]);
         table(f, &["VIP", "ANSWERED BY"], vips)?;
-        table(f, &["BACK END", "USERS", "DOMAINS", "DIRECTORY", "DELIVERY", "IMAP", "POP3"], self.sources.iter().map(source_row))?;
-        writeln!(f, "\nDirectory: {} users, {} conflicts", self.directory.users, self.directory.conflicts)?;
+        table(
+            f,
+            &["BACK END", "USERS", "DOMAINS", "DIRECTORY", "DELIVERY", "IMAP", "POP3"],
+            self.sources.iter().map(source_row),
+        )?;
+        let settling = if self.directory.settled { "" } else { "; just started: unknown addresses get 451" };
+        let DirectoryStatus { users, conflicts, .. } = self.directory;
+        writeln!(f, "\nDirectory: {users} users, {conflicts} conflicts{settling}")?;
         let up = if self.scanner.reachable { "up" } else { "DOWN (mail gets 451)" };
         writeln!(f, "Scanner:   {} {up}: {}", self.scanner.address, self.scanner.detail)?;
         let sessions: Vec<_> = self.sessions.iter().map(|(name, open)| format!("{open} {name}")).collect();

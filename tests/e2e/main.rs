@@ -1,4 +1,4 @@
-//! The end-to-end tests: one lab, real servers, the release build of the daemon; one test at a time, in this order.
+//! The end-to-end tests: one lab, real servers, the real daemon; one test at a time, in this order.
 #![allow(clippy::print_stderr, reason = "a test runner talks to its user")]
 
 mod abuse;

@@ -64,7 +64,8 @@ impl Listening {
                     continue;
                 };
                 let id = this.next_id.fetch_add(1, Ordering::Relaxed);
-                let span = info_span!("session", protocol = protocol.name(), id = format!("{id:x}"), peer = %accepted.peer);
+                let span =
+                    info_span!("session", protocol = protocol.name(), id = format!("{id:x}"), peer = %accepted.peer);
                 let metrics = Arc::clone(&this.metrics);
                 let session = serve(accepted);
                 let counted = async move {

@@ -135,7 +135,8 @@ impl Mailbox {
     pub async fn serve(self: Arc<Self>, accepted: Accepted, tls_first: bool) -> Result<(), SessionError> {
         let mut stream = accepted.stream;
         if tls_first {
-            let acceptor = self.acceptor.as_ref().ok_or_else(|| SessionError::Tls(io::Error::other("no certificate")))?;
+            let acceptor =
+                self.acceptor.as_ref().ok_or_else(|| SessionError::Tls(io::Error::other("no certificate")))?;
             let handshake = tokio::time::timeout(TLS_DEADLINE, stream.accept_tls(acceptor)).await;
             stream = handshake.map_err(|_elapsed| SessionError::Timeout)?.map_err(SessionError::Tls)?;
         }
@@ -297,7 +298,9 @@ impl Connection<'_> {
         }
         let output = std::mem::take(&mut self.output);
         let stream = self.stream()?;
-        tokio::time::timeout(WRITE_DEADLINE, write(stream, &output)).await.map_err(|_elapsed| SessionError::Timeout)??;
+        tokio::time::timeout(WRITE_DEADLINE, write(stream, &output))
+            .await
+            .map_err(|_elapsed| SessionError::Timeout)??;
         Ok(())
     }
 

@@ -47,6 +47,7 @@ pub(super) fn await_ready(layout: &Layout, host: Host, members: usize, sources: 
             live == members && complete == sources,
             "{host} sees {live} of {members} front ends and {complete} of {sources} sources"
         );
+        anyhow::ensure!(status::is_settled(&seen), "{host} has just started and is not sure yet who is unknown");
         Ok(true)
     })?;
     Ok(())

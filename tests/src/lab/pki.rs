@@ -24,10 +24,7 @@ pub fn program() -> anyhow::Result<PathBuf> {
     // Test programs are one directory deeper than the others.
     let found = own.ancestors().skip(1).take(2).map(|dir| dir.join("autocluster")).find(|path| path.is_file());
     let path = found.with_context(|| {
-        format!(
-            "no autocluster beside {} (cargo build --release -p autocluster, or set AUTOCLUSTER_BIN)",
-            own.display()
-        )
+        format!("no autocluster beside {} (cargo build -p autocluster, or set AUTOCLUSTER_BIN)", own.display())
     })?;
     Ok(path)
 }

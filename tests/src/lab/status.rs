@@ -64,6 +64,11 @@ pub(super) fn complete_sources(status: &Value) -> usize {
     sources.iter().filter(|source| source["complete"].as_bool() != Some(false)).count()
 }
 
+/// Whether an unknown address is known to be unknown: not in the first seconds after a start.
+pub(super) fn is_settled(status: &Value) -> bool {
+    status["directory"]["settled"].as_bool() == Some(true)
+}
+
 /// Connections that the XDP program gave to this front end itself.
 pub(super) fn own_new_connections(status: &Value) -> anyhow::Result<u64> {
     let value = &status["steering"]["own_new_connections"];

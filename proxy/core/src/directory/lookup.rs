@@ -94,6 +94,12 @@ impl Directory {
         self.settled_at = Some(at);
     }
 
+    /// False for as long as [`Directory::hold_unknown_until`] makes every unknown address "not sure".
+    #[must_use]
+    pub fn is_settled(&self, now: Instant) -> bool {
+        self.settled_at.is_none_or(|at| now >= at)
+    }
+
     /// Makes a source known: from now on its silence counts. False if it is one too many.
     pub fn register(&mut self, source: &SourceName) -> bool {
         if self.replicas.contains_key(source) {
@@ -288,10 +294,6 @@ impl Directory {
             Some(Conflict { key: format!("{local}@{domain}"), winner: holders.next()?, losers: holders.collect() })
         };
         self.conflicts.iter().filter_map(conflict).take(limit).collect()
-    }
-
-    fn is_settled(&self, now: Instant) -> bool {
-        self.settled_at.is_none_or(|at| now >= at)
     }
 
     fn greet(

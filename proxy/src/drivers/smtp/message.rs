@@ -141,7 +141,8 @@ fn trace(service: &Smtp, id: &str, envelope: &Envelope, peer: SocketAddr) -> Vec
     let date = OffsetDateTime::now_utc().format(&Rfc2822).unwrap_or_default();
     let helo = &envelope.helo;
     let hostname = &service.config.hostname;
-    format!("Received: from {helo} ({address})\r\n\tby {hostname} (AutoCluster) with {with} id {id};\r\n\t{date}\r\n").into_bytes()
+    format!("Received: from {helo} ({address})\r\n\tby {hostname} (AutoCluster) with {with} id {id};\r\n\t{date}\r\n")
+        .into_bytes()
 }
 
 /// Node, time and a count: unique in the pool for as long as clocks do not repeat a microsecond.
