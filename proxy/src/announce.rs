@@ -172,7 +172,7 @@ fn link_address(index: u32) -> io::Result<SockAddr> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::io::Read;
 
     use super::*;
@@ -248,12 +248,19 @@ mod tests {
     }
 
     /// A socket that receives every frame that arrives at an interface.
-    fn tap(index: u32) -> Socket {
+    pub(crate) fn tap(index: u32) -> Socket {
         let every_protocol = u16::try_from(libc::ETH_P_ALL).unwrap().to_be();
         let tap = Socket::new(Domain::PACKET, Type::RAW, Some(Protocol::from(i32::from(every_protocol)))).unwrap();
         tap.bind(&link_address(index).unwrap()).unwrap();
         tap.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
         tap
+    }
+
+    /// A frame that has arrived already.
+    pub(crate) fn try_receive(mut tap: &Socket) -> Option<Vec<u8>> {
+        let mut frame = [0; 2048];
+        tap.set_nonblocking(true).unwrap();
+        tap.read(&mut frame).ok().map(|length| frame[..length].to_vec())
     }
 
     fn receive(mut tap: &Socket) -> String {

@@ -4,6 +4,7 @@ use std::future::Future;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
 use tokio::runtime::Runtime;
@@ -67,6 +68,14 @@ pub(crate) fn identity_of(issuer: &Path, trusted_ca: &Path, role: Role, name: &s
 
 pub(crate) fn localhost(port: u16) -> SocketAddr {
     SocketAddr::from(([127, 0, 0, 1], port))
+}
+
+/// A loopback address with a port to be chosen that nothing else uses: a victim's port must not be taken by another
+/// test, or another run, between its death and its return.
+pub(crate) fn own_loopback() -> SocketAddr {
+    static NEXT: AtomicU8 = AtomicU8::new(1);
+    let [_, _, high, low] = std::process::id().to_be_bytes();
+    SocketAddr::from(([127, high | 0x80, low, NEXT.fetch_add(1, Ordering::Relaxed)], 0))
 }
 
 pub(crate) fn bind(identity: &Identity, listen: SocketAddr, tuning: Tuning) -> (Transport, Incoming, SocketAddr) {

@@ -9,7 +9,8 @@
 //! only its former process knew. Three things see to it: a connection dialled by the new process replaces the
 //! older one; the new process answers packets of unknown connections with a stateless reset (RFC 9000,
 //! section 10.3) that we believe, because its key and that of the connection ids follow from the node's private
-//! key and not from chance; and what remains runs into the idle timeout.
+//! key and not from chance; and what remains (a connection of a few milliseconds, whose connection ids have no
+//! reset token yet) runs into the idle timeout.
 //!
 //! Absent on purpose: ordering or delivery of datagrams, reconnecting for its own sake (only traffic dials).
 
@@ -168,6 +169,8 @@ pub struct Transport {
 #[derive(Debug)]
 struct Shared {
     endpoint: Endpoint,
+    /// Where it was bound: its tasks live there, whoever calls it from elsewhere.
+    runtime: tokio::runtime::Handle,
     client_config: quinn::ClientConfig,
     tuning: Tuning,
     stats: Arc<TransportStats>,
@@ -218,11 +221,13 @@ impl Transport {
         let role = identity.own().role;
         let endpoint = endpoint::bind(listen, identity, &tuning)
             .with_context(|| format!("failed to bind the pool's socket to {listen}"))?;
+        let runtime = tokio::runtime::Handle::try_current().context("no tokio runtime is running")?;
         let client_config = endpoint::client_config(identity, &tuning)?;
         let (datagram_sender, datagrams) = mpsc::channel(tuning.datagram_queue);
         let (stream_sender, streams) = mpsc::channel(tuning.stream_queue);
         let shared = Arc::new(Shared {
             endpoint,
+            runtime,
             client_config,
             stats: Arc::default(),
             peers: Mutex::default(),

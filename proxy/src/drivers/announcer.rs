@@ -103,6 +103,8 @@ mod tests {
     use proxy_core::cluster::Node;
 
     use super::*;
+    use crate::testing::{in_network_namespace, ip, within};
+    use crate::{announce, netdev};
 
     fn vip(last: u8) -> IpAddr {
         IpAddr::from([10, 77, 0, last])
@@ -158,5 +160,34 @@ mod tests {
         assert_eq!(schedule.poll_timeout(), None);
         schedule.handle_view(start, &view(&["fe1"], &[1]));
         assert_eq!(announcements(&mut schedule, start).len(), ANNOUNCE_AT.len());
+    }
+
+    #[test]
+    fn it_announces_at_the_start_and_after_a_change_and_ends_with_the_driver() {
+        let name = "it_announces_at_the_start_and_after_a_change_and_ends_with_the_driver";
+        in_network_namespace(name, async || {
+            ip("link add va address 02:00:00:00:00:0a type veth peer name vb");
+            ip("link set va up");
+            ip("link set vb up");
+            let (va, vb) = (netdev::interface("va").await.unwrap(), netdev::interface("vb").await.unwrap());
+            let tap = announce::tests::tap(vb.index);
+            let announcer = Announcer::open(va.index, va.mac).unwrap();
+            let (views, receiver) = watch::channel(Arc::new(view(&["fe1", "fe2"], &[1])));
+            let running = tokio::spawn(run(announcer, receiver));
+            let seen = async |vip: u8| {
+                let expected = announce::gratuitous_arp(va.mac, [10, 77, 0, vip].into());
+                within("the announcement", async {
+                    while announce::tests::try_receive(&tap).as_deref() != Some(&expected[..]) {
+                        tokio::time::sleep(Duration::from_millis(1)).await;
+                    }
+                })
+                .await;
+            };
+            seen(1).await;
+            views.send_replace(Arc::new(view(&["fe1"], &[1, 2])));
+            seen(2).await;
+            drop(views);
+            within("the end", running).await.unwrap();
+        });
     }
 }

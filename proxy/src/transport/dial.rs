@@ -24,7 +24,7 @@ pub(super) fn send_datagram(shared: &Arc<Shared>, to: SocketAddr, payload: Bytes
     let placement = shared.peers().place(to, &payload, Instant::now());
     match placement {
         Placement::Send(connection) => send_on(shared, &connection, payload),
-        Placement::Dial(outcome) => drop(tokio::spawn(dial(Arc::clone(shared), to, outcome))),
+        Placement::Dial(outcome) => drop(shared.runtime.spawn(dial(Arc::clone(shared), to, outcome))),
         Placement::Queued => {}
         Placement::QueueFull => count(&stats.datagrams_dropped_pending_queue),
         Placement::Paused => count(&stats.datagrams_dropped_unreachable),
@@ -50,7 +50,7 @@ pub(super) async fn connection_to(shared: &Arc<Shared>, to: SocketAddr) -> Resul
         Route::Live(live) => return Ok((live.peer, live.connection)),
         Route::Wait(outcome) => outcome,
         Route::Dial(sender, outcome) => {
-            drop(tokio::spawn(dial(Arc::clone(shared), to, sender)));
+            drop(shared.runtime.spawn(dial(Arc::clone(shared), to, sender)));
             outcome
         }
     };

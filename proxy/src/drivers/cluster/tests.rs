@@ -1,7 +1,7 @@
 use proxy_core::cluster::DigestVersion;
 
 use super::*;
-use crate::testing::{Pool, Victim, localhost, until, within};
+use crate::testing::{Pool, Victim, localhost, own_loopback, until, within};
 use crate::transport::Tuning;
 
 /// A front end under test, killable.
@@ -49,10 +49,10 @@ fn vips() -> Vec<IpAddr> {
 
 /// Three members that know each other; all but the first were told of the first only.
 async fn three(pool: &Pool) -> [Member; 3] {
-    let first = Member::start(pool, "fe1", localhost(0), &[]);
+    let first = Member::start(pool, "fe1", own_loopback(), &[]);
     let seeds = [first.victim.address];
     let members =
-        [first, Member::start(pool, "fe3", localhost(0), &seeds), Member::start(pool, "fe2", localhost(0), &seeds)];
+        [first, Member::start(pool, "fe3", own_loopback(), &seeds), Member::start(pool, "fe2", own_loopback(), &seeds)];
     for member in &members {
         member.sees(&["fe1", "fe2", "fe3"]).await;
     }
