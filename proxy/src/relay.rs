@@ -10,12 +10,15 @@ use proxy_core::{
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_rustls::TlsConnector;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use crate::{content::Content, io::Stream, pki::Role};
 
 /// From the final dot to the reply: the back end is storing the message (RFC 5321 section 4.5.3.2.6 says 10 minutes).
 const FINAL_REPLY_DEADLINE: Duration = Duration::from_secs(600);
+/// A back end that does not know a user whom the directory knows is asked again after this: Dovecot looks at its
+/// passwd-file once a second.
+const UNKNOWN_PAUSE: Duration = Duration::from_millis(1_200);
 /// Pieces of content are written in blocks of about this.
 const WRITE_BLOCK: usize = 64 * 1024;
 const READ_BUFFER: usize = 4 * 1024;
@@ -50,6 +53,22 @@ impl Relay {
     }
 
     async fn deliver_to(
+        &self,
+        backend: &SourceName,
+        record: &BackendRecord,
+        transaction: Transaction,
+        message: &Outgoing,
+    ) -> DeliveryResult {
+        let first = self.attempt(backend, record, transaction.clone(), message).await;
+        if !first.unknown_everywhere() {
+            return first;
+        }
+        debug!(%backend, "the back end does not know its user yet");
+        tokio::time::sleep(UNKNOWN_PAUSE).await;
+        self.attempt(backend, record, transaction, message).await
+    }
+
+    async fn attempt(
         &self,
         backend: &SourceName,
         record: &BackendRecord,

@@ -10,6 +10,11 @@
 //! - a message whose envelope is ASCII goes to LMTP without the parameter (final delivery: the store takes any
 //!   octets), but not to SMTP, where the next hop may hand it on (RFC 6531 section 3.2).
 //!
+//! # A back end that does not know its own user
+//! The directory says that the mailbox is there; the server answers RCPT by 5.1.1. The directory is the newer of the
+//! two then (measured: Dovecot reads its passwd-file again only once a second), so the recipient is deferred, never
+//! refused, and [`DeliveryResult::unknown_everywhere`] tells the shell that another try in a moment may do.
+//!
 //! # Other extensions
 //! SIZE, BODY and PIPELINING are used if offered. 8-bit content goes out as it is even if 8BITMIME is missing:
 //! recoding would break signatures, and no server in use strips the eighth bit.
@@ -23,8 +28,11 @@ use std::collections::VecDeque;
 use self::offer::Offer;
 use self::parser::{RawReply, ReplyParser};
 pub use self::result::{BackendAccepted, DeliveryResult, RecipientResult, conclude};
-use super::reply::Reply;
+use super::reply::{EnhancedCode, Reply};
 use crate::address::Address;
+
+/// "Bad destination mailbox address" (RFC 3463 section 3.2).
+const UNKNOWN_MAILBOX: EnhancedCode = EnhancedCode { class: 5, subject: 1, detail: 1 };
 
 /// What the back end speaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -71,6 +79,8 @@ pub struct Delivery {
     parser: ReplyParser,
     offer: Offer,
     recipients: Vec<Status>,
+    /// Recipients that the server says it does not know.
+    unknown: usize,
     /// Indices of the recipients that are put to the server, in order.
     asked: Vec<usize>,
     /// Replies to MAIL and RCPT so far.
@@ -115,6 +125,7 @@ impl Delivery {
             parser: ReplyParser::default(),
             offer: Offer::default(),
             recipients,
+            unknown: 0,
             asked: Vec::new(),
             answered: 0,
             owed: 1,
@@ -308,7 +319,7 @@ impl Delivery {
     }
 
     fn on_recipient(&mut self, reply: &RawReply) {
-        let status = if reply.class() == 2 { Status::Taken } else { Status::Settled(failure(reply)) };
+        let status = if reply.class() == 2 { Status::Taken } else { Status::Settled(self.rcpt_failure(reply)) };
         let index = self.asked.get(self.answered.saturating_sub(1));
         if let Some(slot) = index.and_then(|index| self.recipients.get_mut(*index)) {
             *slot = status;
@@ -324,6 +335,14 @@ impl Delivery {
         } else {
             self.finish(true);
         }
+    }
+
+    fn rcpt_failure(&mut self, reply: &RawReply) -> RecipientResult {
+        if reply.to_reply().enhanced() != Some(UNKNOWN_MAILBOX) {
+            return failure(reply);
+        }
+        self.unknown += 1;
+        RecipientResult::Deferred(Reply::own(451, (4, 1, 1), "The mailbox server does not know its user yet"))
     }
 
     fn on_data(&mut self, reply: &RawReply) {
@@ -393,8 +412,8 @@ impl Delivery {
             Status::Settled(result) => result,
             Status::Open | Status::Taken => unsettled(),
         });
-        let recipients = std::mem::take(&mut self.transaction.recipients).into_iter().zip(results).collect();
-        self.actions.push_back(DeliveryAction::Done(DeliveryResult::new(recipients)));
+        let recipients: Vec<_> = std::mem::take(&mut self.transaction.recipients).into_iter().zip(results).collect();
+        self.actions.push_back(DeliveryAction::Done(DeliveryResult::new(recipients, self.unknown)));
         if quit {
             self.actions.push_back(DeliveryAction::Send(b"QUIT\r\n".to_vec()));
         }

@@ -21,11 +21,19 @@ pub enum RecipientResult {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DeliveryResult {
     recipients: Vec<(Address, RecipientResult)>,
+    unknown: usize,
 }
 
 impl DeliveryResult {
-    pub(super) fn new(recipients: Vec<(Address, RecipientResult)>) -> Self {
-        Self { recipients }
+    pub(super) fn new(recipients: Vec<(Address, RecipientResult)>, unknown: usize) -> Self {
+        Self { recipients, unknown }
+    }
+
+    /// The back end knows none of the recipients, and so has none of the message: asking again in a moment is safe,
+    /// and right if the directory has heard of a user before the back end's own mail server.
+    #[must_use]
+    pub fn unknown_everywhere(&self) -> bool {
+        self.unknown > 0 && self.unknown == self.recipients.len()
     }
 
     #[must_use]
@@ -114,7 +122,7 @@ mod tests {
 
     fn result(recipients: &[(&str, RecipientResult)]) -> DeliveryResult {
         let named = |(address, result): &(&str, RecipientResult)| (Address::parse(address).unwrap(), result.clone());
-        DeliveryResult::new(recipients.iter().map(named).collect())
+        DeliveryResult::new(recipients.iter().map(named).collect(), 0)
     }
 
     fn yes() -> RecipientResult {
