@@ -224,7 +224,7 @@ mod tests {
         let entry = |text| Entry { address: Address::parse(text).unwrap() };
         let endpoint = Endpoint { address: "[fd77::21]:993".parse().unwrap(), tls: EndpointTls::Implicit };
         let lmtp = Endpoint { address: "10.77.0.21:24".parse().unwrap(), tls: EndpointTls::None };
-        let services = Services { lmtp: Some(lmtp), imap: Some(endpoint), pop3: None };
+        let services = Services { lmtp: Some(lmtp), smtp: None, imap: Some(endpoint), pop3: None };
         let record = BackendRecord { services, recipient_delimiter: Some('+') };
         let hash = RootHash::default();
         vec![
