@@ -37,12 +37,83 @@ impl RootHash {
     }
 }
 
-/// Local part in lower case -> the back end's own spelling where it differs.
-type DomainUsers = HashMap<Box<str>, Option<Box<str>>>;
+/// Users of one domain that share a map. It bounds what one change copies while a clone of the set lives: a front
+/// end's lookups wait for that.
+const SHARD_USERS: usize = 4_096;
 
-/// The users of one source. A clone costs one reference count per domain; the users of a domain are
-/// copied when they change while a clone lives. So a snapshot can be sent or written while the set
-/// goes on changing.
+/// Local part in lower case -> the back end's own spelling where it differs.
+type Shard = HashMap<Box<str>, Option<Box<str>>>;
+
+/// The users of one domain.
+#[derive(Debug, Clone)]
+struct DomainUsers {
+    /// A power of two of them.
+    shards: Vec<Arc<Shard>>,
+    count: usize,
+}
+
+impl Default for DomainUsers {
+    fn default() -> Self {
+        Self { shards: vec![Arc::default()], count: 0 }
+    }
+}
+
+impl DomainUsers {
+    fn shard_of(key: &str, shards: usize) -> usize {
+        let hash = SipHasher13::new_with_keys(ROOT_HASH_KEY.0, ROOT_HASH_KEY.1).hash(key.as_bytes()).h1;
+        usize::try_from(hash & (shards as u64 - 1)).unwrap_or(0)
+    }
+
+    fn get(&self, key: &str) -> Option<(&str, &str)> {
+        let shard = self.shards.get(Self::shard_of(key, self.shards.len()))?;
+        let (key, spelling) = shard.get_key_value(key)?;
+        Some((key, spelling.as_deref().unwrap_or(key)))
+    }
+
+    /// The user must not be there yet.
+    fn insert(&mut self, key: Box<str>, spelling: Option<Box<str>>) {
+        if self.count >= self.shards.len() * SHARD_USERS {
+            self.grow();
+        }
+        let at = Self::shard_of(&key, self.shards.len());
+        if let Some(shard) = self.shards.get_mut(at) {
+            Arc::make_mut(shard).insert(key, spelling);
+            self.count += 1;
+        }
+    }
+
+    /// The user must be there.
+    fn remove(&mut self, key: &str) {
+        let at = Self::shard_of(key, self.shards.len());
+        if let Some(shard) = self.shards.get_mut(at) {
+            Arc::make_mut(shard).remove(key);
+            self.count -= 1;
+        }
+    }
+
+    /// Twice as many shards. They never become fewer: a domain that has shrunk may grow again.
+    fn grow(&mut self) {
+        let mut shards = vec![Shard::default(); self.shards.len() * 2];
+        for shard in self.shards.drain(..) {
+            for (key, spelling) in Arc::unwrap_or_clone(shard) {
+                let at = Self::shard_of(&key, shards.len());
+                if let Some(shard) = shards.get_mut(at) {
+                    shard.insert(key, spelling);
+                }
+            }
+        }
+        self.shards = shards.into_iter().map(Arc::new).collect();
+    }
+
+    /// Each user's local part in lower case and in the back end's spelling.
+    fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
+        let shards = self.shards.iter().flat_map(|shard| shard.iter());
+        shards.map(|(key, spelling)| (key.as_ref(), spelling.as_deref().unwrap_or(key)))
+    }
+}
+
+/// The users of one source. A clone costs one reference count per domain; what changes while a clone lives is copied,
+/// at most a few thousand users at a time. So a snapshot can be sent or written while the set goes on changing.
 #[derive(Debug, Clone, Default)]
 pub struct Users {
     domains: HashMap<Box<str>, Arc<DomainUsers>>,
@@ -53,17 +124,12 @@ pub struct Users {
 impl Users {
     /// Adds the user, or takes over the new spelling. False if nothing changed.
     pub fn insert(&mut self, address: &Address) -> bool {
+        if self.contains(address) {
+            return false;
+        }
+        self.remove(address);
         let key = address.local().to_lowercase();
         let (local, domain) = (address.local(), address.domain());
-        if let Some(old) = self.find(&key, domain) {
-            if old == local {
-                return false;
-            }
-            let mut hash = self.hash;
-            hash.subtract(old, domain);
-            self.hash = hash;
-            self.count -= 1;
-        }
         let spelling = (key != local).then(|| local.into());
         let users = match self.domains.get_mut(domain) {
             Some(users) => users,
@@ -84,8 +150,8 @@ impl Users {
         self.count -= 1;
         if let Some(users) = self.domains.get_mut(domain) {
             let users = Arc::make_mut(users);
-            users.remove(key.as_str());
-            if users.is_empty() {
+            users.remove(&key);
+            if users.count == 0 {
                 self.domains.remove(domain);
             }
         }
@@ -115,8 +181,7 @@ impl Users {
     /// The back end's spelling of the local part whose lower-case form is `key`, if there is such a user.
     #[must_use]
     pub fn find<'a>(&'a self, key: &str, domain: &str) -> Option<&'a str> {
-        let (key, spelling) = self.domains.get(domain)?.get_key_value(key)?;
-        Some(spelling.as_deref().unwrap_or(key))
+        self.domains.get(domain)?.get(key).map(|(_, spelling)| spelling)
     }
 
     /// True if this very user is there, in this very spelling.
@@ -157,21 +222,18 @@ impl Users {
     /// How many users the set has in the domain.
     #[must_use]
     pub fn count_in(&self, domain: &str) -> usize {
-        self.domains.get(domain).map_or(0, |users| users.len())
+        self.domains.get(domain).map_or(0, |users| users.count)
     }
 
     /// The local parts in lower case of the users of one domain.
     pub fn keys_in<'a>(&'a self, domain: &str) -> impl Iterator<Item = &'a str> {
-        self.domains.get(domain).into_iter().flat_map(|users| users.keys()).map(AsRef::as_ref)
+        self.domains.get(domain).into_iter().flat_map(|users| users.iter()).map(|(key, _)| key)
     }
 
     /// The users of one domain, in no order.
     pub fn entries_in<'a>(&'a self, domain: &'a str) -> impl Iterator<Item = Entry> + 'a {
         let users = self.domains.get(domain).into_iter().flat_map(|users| users.iter());
-        users.filter_map(move |(key, spelling)| {
-            let address = address_of(spelling.as_deref().unwrap_or(key), domain)?;
-            Some(Entry { address })
-        })
+        users.filter_map(move |(_, spelling)| Some(Entry { address: address_of(spelling, domain)? }))
     }
 
     /// All users, in no order.
@@ -252,5 +314,22 @@ mod tests {
         let before = users.clone();
         users.insert(&address("b@x.test"));
         assert_eq!((before.len(), before.count_in("x.test"), users.count_in("x.test")), (1, 1, 2));
+    }
+
+    #[test]
+    fn a_large_domain_is_copied_in_small_pieces() {
+        let many = 3 * SHARD_USERS;
+        let mut users: Users = (0..many).map(|n| address(&format!("U{n}@x.test"))).collect();
+        let before = users.clone();
+        users.insert(&address("one@x.test"));
+        users.remove(&address("u7@x.test"));
+        let shards = |users: &Users| users.domains.get("x.test").unwrap().shards.clone();
+        let (old, new) = (shards(&before), shards(&users));
+        let copied = old.iter().zip(&new).filter(|(old, new)| !Arc::ptr_eq(old, new)).count();
+        assert!(new.len() == 4 && (1..=2).contains(&copied), "{copied} of {}", new.len());
+        assert_eq!((before.len(), users.len(), users.count_in("x.test")), (many, many, many));
+        assert!(before.find("u7", "x.test").is_some() && users.find("u7", "x.test").is_none());
+        assert!((0..many).all(|n| before.find(&format!("u{n}"), "x.test") == Some(format!("U{n}").as_str())));
+        assert_eq!(users.keys_in("x.test").count(), many);
     }
 }
