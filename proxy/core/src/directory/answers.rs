@@ -162,9 +162,9 @@ fn a_route_is_spelled_as_the_back_end_spells_it() {
 fn nothing_is_unknown_until_the_front_end_has_settled() {
     let now = start();
     let mut directory = directory(&[("be1", Is::Confirmed(0), "a@x.test")], now);
-    directory.hold_unknown_until(now + Duration::from_secs(5));
+    directory.hold_unknown_until(now + Duration::from_secs(2));
     for (after, user, domain) in
-        [(4, Answer::NotSure, Answer::NotSure), (5, Answer::UnknownUser, Answer::UnknownDomain)]
+        [(1, Answer::NotSure, Answer::NotSure), (2, Answer::UnknownUser, Answer::UnknownDomain)]
     {
         let now = now + Duration::from_secs(after);
         assert_eq!(directory.lookup(&address("c@x.test"), now), user);

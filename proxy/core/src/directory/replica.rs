@@ -7,8 +7,9 @@ use super::record::{BackendRecord, Change, Epoch, Position, Seq};
 use super::users::{RootHash, Users};
 
 /// A source that confirmed so long ago that the copy is all there is may still be taken at its word.
-/// It does so every second while it is connected.
-pub const FRESH_FOR: Duration = Duration::from_secs(30);
+/// It does so every second while it is connected; a user whom it gained and could not tell of is refused
+/// within this time at the most, so it is short: a restart of the agent fits into it, an outage does not.
+pub const FRESH_FOR: Duration = Duration::from_secs(3);
 
 /// The copy of one source. A replica that is registered but was never filled has no position: nobody
 /// knows which domains and users it has.

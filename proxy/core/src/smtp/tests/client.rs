@@ -11,8 +11,8 @@ const LMTP: [&str; 8] = [
     "DD DD DD DD DD DD DD DD",
     "AA DD DD DD DD DD DD DD",
     "AA DD RR DD DD DD DD DD",
-    "AA DA RA DD DA DA DD DD",
-    "AA AD AR DD AD AD DD DD",
+    "AA DA DA DD DA DA DD DD",
+    "AA AD AD DD AD AD DD DD",
     "DD DD RR DD DD AA DD DD",
     "AA DA RA DD DA DA DD DD",
     "AA AD AR AD AD AD AD AD",
@@ -23,8 +23,8 @@ const SMTP: [&str; 7] = [
     "DD DD DD DD DD DD DD DD",
     "AA DD AA DD AA DD DD DD",
     "AA DD RR DD DD DD DD DD",
-    "AA DA RA DD DA DA DD DD",
-    "AA AD AR DD AD AD DD DD",
+    "AA DA DA DD DA DA DD DD",
+    "AA AD AD DD AD AD DD DD",
     "DD DD RR DD DD AA DD DD",
     "AA DD RR DD DD DD DD DD",
 ];
@@ -251,4 +251,23 @@ fn complaints_about_us_refuse_no_mail() {
         });
         assert_eq!(letters(&result), want, "{code}");
     }
+}
+
+/// The directory may hear of a user before the mail server does: that is no refusal, and it may be tried again only
+/// if nobody has the message.
+#[test]
+fn a_server_that_does_not_know_its_user_is_not_believed() {
+    for (odd_step, everywhere) in [("rcpt1", false), ("rcpt2", false)] {
+        let server =
+            Server { protocol: Protocol::Lmtp, pipelining: true, odd_step, odd_answer: "550 5.1.1 no", recipients: 0 };
+        assert_eq!(server.run(false).unknown_everywhere(), everywhere);
+    }
+    let mut delivery = Delivery::new(Protocol::Lmtp, "fe1", transaction(&["a@b.test"]));
+    for reply in ["220 hi\r\n", "250 be1\r\n", "250 2.1.0 ok\r\n", "550 5.1.1 no\r\n"] {
+        while let Some(DeliveryAction::Send(_)) = delivery.poll_action() {}
+        delivery.handle_input(reply.as_bytes());
+    }
+    let Some(DeliveryAction::Done(result)) = delivery.poll_action() else { panic!("not done") };
+    assert!(result.unknown_everywhere());
+    assert_eq!(letters(&result), "D");
 }
