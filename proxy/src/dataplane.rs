@@ -56,6 +56,9 @@ pub struct Dataplane {
     members: Mapped<Member>,
 }
 
+/// Reads what the program says of exceptions.
+pub type ProgramLog = aya_log::EbpfLogger<&'static dyn log::Log>;
+
 /// What the packet table of the tests asks the kernel.
 #[derive(Debug, PartialEq, Eq)]
 pub struct TestVerdict {
@@ -65,18 +68,28 @@ pub struct TestVerdict {
 }
 
 impl Dataplane {
-    /// Loads the program, taking over the maps of an earlier daemon if there are any, and attaches it in
-    /// driver mode, in the place of that daemon's program if it is still attached.
+    /// Loads the program, taking over the maps of an earlier daemon if there are any.
     ///
     /// # Errors
     /// What is missing, and what to do about it.
-    pub fn attach(settings: &Settings) -> Result<Self> {
+    pub fn open(settings: &Settings) -> Result<Self> {
         check_bpffs(&settings.bpffs)?;
         let pins = pin_directory(settings);
         fs::create_dir_all(&pins).with_context(|| format!("failed to create {}", pins.display()))?;
-        let mut dataplane = Self::load(&pins, settings)?;
-        dataplane.attach_program(&settings.interface, &link_pin(settings))?;
-        Ok(dataplane)
+        Self::load(&pins, settings)
+    }
+
+    /// Attaches the program in driver mode, in the place of an earlier daemon's if that is still attached. Where it
+    /// cannot be, nothing stays behind.
+    ///
+    /// # Errors
+    /// What is missing, and what to do about it.
+    pub fn attach(&mut self, settings: &Settings) -> Result<()> {
+        let attached = self.attach_program(&settings.interface, &link_pin(settings));
+        if attached.is_err() {
+            detach(settings)?;
+        }
+        attached
     }
 
     /// Loads the program and pins its maps in `pins`, without attaching it.
@@ -189,7 +202,7 @@ impl Dataplane {
     ///
     /// # Errors
     /// The program has no log.
-    pub fn logger(&mut self) -> Result<aya_log::EbpfLogger<&'static dyn log::Log>> {
+    pub fn logger(&mut self) -> Result<ProgramLog> {
         aya_log::EbpfLogger::init(&mut self.ebpf).map_err(|e| anyhow!("failed to open the XDP program's log: {e}"))
     }
 

@@ -74,6 +74,28 @@ pub async fn ensure_vips(vips: &[IpAddr]) -> Result<Vec<IpAddr>> {
     .context("failed to put the VIPs on the loopback interface")
 }
 
+/// Takes addresses off `lo` again; those that are not there are no error.
+///
+/// # Errors
+/// When the kernel refuses.
+pub async fn remove_vips(vips: &[IpAddr]) -> Result<()> {
+    with_netlink(async |handle| {
+        let index = read_interface(&handle, LOOPBACK).await?.index;
+        for vip in vips {
+            let mut message = handle.address().add(index, *vip, host_prefix(*vip)).message_mut().clone();
+            message.header.scope = AddressScope::Universe;
+            match handle.address().del(message).execute().await {
+                Ok(()) => {}
+                Err(NetlinkError::NetlinkError(message)) if message.raw_code() == -libc::EADDRNOTAVAIL => {}
+                Err(error) => return Err(netlink_error(error).context(format!("failed to remove {vip}"))),
+            }
+        }
+        Ok(())
+    })
+    .await
+    .context("failed to take the VIPs off the loopback interface")
+}
+
 /// Makes an interface answer ARP only for addresses it has itself, and use only such addresses in its own requests.
 ///
 /// # Errors
@@ -151,10 +173,14 @@ fn address_of(message: &AddressMessage) -> Option<InterfaceAddress> {
     address.map(|address| InterfaceAddress { address, prefix_length })
 }
 
+/// Length of the prefix that holds one address only.
+fn host_prefix(address: IpAddr) -> u8 {
+    if address.is_ipv4() { 32 } else { 128 }
+}
+
 /// True when it was added, false when it was there.
 async fn add_vip(handle: &Handle, index: u32, vip: IpAddr) -> Result<bool> {
-    let prefix_length = if vip.is_ipv4() { 32 } else { 128 };
-    let mut request = handle.address().add(index, vip, prefix_length);
+    let mut request = handle.address().add(index, vip, host_prefix(vip));
     request.message_mut().header.flags |= AddressHeaderFlags::Nodad;
     request.message_mut().header.scope = AddressScope::Universe;
     match request.execute().await {
@@ -209,6 +235,11 @@ mod tests {
                 assert!(on_loopback.contains(&InterfaceAddress { address: vip, prefix_length }), "{on_loopback:?}");
                 std::net::TcpListener::bind((vip, 25)).unwrap();
             }
+            for _again in 0..2 {
+                remove_vips(&vips()).await.unwrap();
+                std::net::TcpListener::bind((vips()[0], 25)).unwrap_err();
+            }
+            assert_eq!(ensure_vips(&vips()).await.unwrap(), vips());
         });
     }
 

@@ -7,7 +7,10 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use proxy_core::smtp::{Limits, ServerConfig};
+use proxy_core::{
+    cluster::Node,
+    smtp::{Limits, ServerConfig},
+};
 use tokio::{
     net::TcpListener,
     sync::{Semaphore, watch},
@@ -20,7 +23,7 @@ use crate::{
     announce::Announcer,
     config::{self, Config},
     control::Control,
-    dataplane::{self, Dataplane},
+    dataplane::{self, Dataplane, ProgramLog},
     drivers::{
         announcer,
         cluster::{Cluster, Settings, View, own_node},
@@ -58,6 +61,15 @@ struct Bound {
     listener: TcpListener,
 }
 
+/// Everything that can fail for a reason that only the operator can mend.
+struct Prepared {
+    me: Node,
+    sockets: Sockets,
+    dataplane: SharedDataplane,
+    logger: ProgramLog,
+    announcer: Announcer,
+}
+
 /// Runs a front end until `shutdown`.
 ///
 /// # Errors
@@ -70,15 +82,16 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<()> {
     let identity = load_identity(&config)?;
     let acceptor = acceptor(&config)?;
     let connector = TlsConnector::from(tls::backend_client(&config.identity.ca)?);
-    let interface = netdev::interface(&config.steering.interface).await.context("steering.interface")?;
-    prepare_host(&config).await?;
-    let sockets = bind(&config, &identity, acceptor.is_some())?;
-    let me = own_node(identity.own(), config.pool.listen, interface.mac, config.steering.weight)?;
-    let (mut dataplane, services) = (attach(&config, interface.mac)?, services(&config, acceptor.is_some()));
-    dataplane.set_services(services).context("failed to declare the services")?;
-    let logger = dataplane.logger()?;
-    let dataplane = SharedDataplane::new(dataplane);
-    let announcer = Announcer::open(interface.index, interface.mac)?;
+    let added = netdev::ensure_vips(&config.pool.vips).await.context("pool.vips")?;
+    let prepared = match prepare(&config, &identity, acceptor.is_some()).await {
+        Ok(prepared) => prepared,
+        Err(error) => {
+            // What did not start must not leave addresses behind that nobody serves.
+            netdev::remove_vips(&added).await?;
+            return Err(error);
+        }
+    };
+    let Prepared { me, sockets, dataplane, logger, announcer } = prepared;
 
     let Incoming { datagrams, streams } = sockets.incoming;
     let settings = Settings::new(config.pool.seeds.clone(), config.pool.vips.clone())?;
@@ -170,17 +183,20 @@ fn acceptor(config: &Config) -> Result<Option<TlsAcceptor>> {
     Ok(Some(TlsAcceptor::from(tls::mail_server(&files.certificate, &files.key).context("tls")?)))
 }
 
-/// The virtual addresses become local on every front end; who answers for them is the XDP program's business.
-async fn prepare_host(config: &Config) -> Result<()> {
-    let added = netdev::ensure_vips(&config.pool.vips).await.context("pool.vips")?;
-    for vip in added {
-        info!(%vip, "added to the loopback interface");
-    }
-    netdev::restrict_arp(&config.steering.interface).context("steering.interface")
-}
-
-fn attach(config: &Config, mac: [u8; 6]) -> Result<Dataplane> {
-    Dataplane::attach(&dataplane_settings(config, mac))
+/// Binds and opens what serving needs. The XDP program is attached last: from then on packets are steered.
+async fn prepare(config: &Config, identity: &Identity, with_tls: bool) -> Result<Prepared> {
+    let interface = netdev::interface(&config.steering.interface).await.context("steering.interface")?;
+    let me = own_node(identity.own(), config.pool.listen, interface.mac, config.steering.weight)?;
+    let sockets = bind(config, identity, with_tls)?;
+    let announcer = Announcer::open(interface.index, interface.mac)?;
+    // Only the owner of a VIP answers for it, and that is the XDP program's business, not the kernel's.
+    netdev::restrict_arp(&config.steering.interface).context("steering.interface")?;
+    let settings = dataplane_settings(config, interface.mac);
+    let mut dataplane = Dataplane::open(&settings)?;
+    dataplane.set_services(services(config, with_tls)).context("failed to declare the services")?;
+    let logger = dataplane.logger()?;
+    dataplane.attach(&settings)?;
+    Ok(Prepared { me, sockets, dataplane: SharedDataplane::new(dataplane), logger, announcer })
 }
 
 /// What the dataplane needs of the configuration.

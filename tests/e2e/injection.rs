@@ -30,5 +30,5 @@ fn imap(lab: &Lab) -> anyhow::Result<()> {
 }
 
 fn pop3(lab: &Lab) -> anyhow::Result<()> {
-    injected(lab, 110, "", "STLS\r\nCAPA\r\n", "NOOP\r\n", "-ERR")
+    injected(lab, 110, "", "STLS\r\nCAPA\r\n", "NOOP\r\n", "+OK")
 }

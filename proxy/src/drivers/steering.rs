@@ -14,7 +14,7 @@ use tokio::{io::unix::AsyncFd, sync::watch};
 use tracing::{error, info};
 
 use super::cluster::View;
-use crate::dataplane::Dataplane;
+use crate::dataplane::{Dataplane, ProgramLog};
 
 /// The program, for the driver that writes it and the status that reads it.
 #[derive(Clone)]
@@ -81,7 +81,7 @@ fn apply(dataplane: &SharedDataplane, view: &View, vips: &[IpAddr]) -> Result<()
 ///
 /// # Errors
 /// Its log cannot be waited for.
-pub async fn run_log(logger: aya_log::EbpfLogger<&'static dyn log::Log>) -> Result<()> {
+pub async fn run_log(logger: ProgramLog) -> Result<()> {
     // SAFETY: the logger's file descriptor is its ring buffer's, which it owns and keeps for as long as it lives.
     let mut logger = unsafe { AsyncFd::register(logger) }.context("failed to wait for the XDP program's log")?;
     loop {
