@@ -8,5 +8,7 @@ pub mod directory;
 pub mod imap;
 pub mod pop3;
 pub mod prelogin;
+#[cfg(test)]
+mod sim;
 pub mod smtp;
 pub mod steering;
