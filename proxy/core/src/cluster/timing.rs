@@ -51,7 +51,7 @@ impl Default for Timing {
             probe_rtt: Duration::from_millis(40),
             indirect_probes: NonZeroUsize::MIN.saturating_add(2),
             suspect_to_down_after: Duration::from_millis(450),
-            patience: Duration::from_secs(3),
+            patience: Duration::from_secs(2),
             patience_memory: Duration::from_secs(10),
             ask_interval: Duration::from_millis(50),
             gossip_period: Duration::from_millis(100),

@@ -43,7 +43,7 @@ const ALL: [Engine; 4] = [
         carrier: Carrier::Udp,
         needs_full_mesh: false,
         licence: "MPL-2.0; MIT or Apache-2.0",
-        settings: "the core's defaults (cluster::Timing), BBR, 16 KiB datagram queue",
+        settings: "the core's defaults (cluster::Timing); mutual TLS",
         sans_io: "yes: the same code runs in the simulation",
     },
     Engine {

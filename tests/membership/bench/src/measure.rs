@@ -14,6 +14,7 @@ use crate::engine::Engine;
 
 const FORM_LIMIT: Duration = Duration::from_secs(30);
 const DEATH_LIMIT: Duration = Duration::from_secs(30);
+const BAD_DEATH_LIMIT: Duration = Duration::from_secs(15);
 const CHANGES: u64 = 100;
 const CHANGE_PAUSE: Duration = Duration::from_millis(25);
 const CHANGE_LIMIT: Duration = Duration::from_secs(10);
@@ -60,6 +61,9 @@ pub(crate) struct Figures {
     /// Living nodes that any node declared down on the bad network.
     pub(crate) false_alarms: usize,
     pub(crate) false_alarm_seconds: u64,
+    /// One node is silenced on the bad network: an engine that never calls anybody dead has no false
+    /// alarms either. `None`: not all knew in time.
+    pub(crate) silenced_on_bad_network_ms: Option<f64>,
 }
 
 pub(crate) async fn all(plan: &Plan<'_>) -> anyhow::Result<Figures> {
@@ -74,10 +78,19 @@ pub(crate) async fn all(plan: &Plan<'_>) -> anyhow::Result<Figures> {
     drop(cluster);
     let killed = deaths(plan, Death::Kill).await?;
     let silenced = deaths(plan, Death::Silence).await?;
-    let false_alarms = false_alarms(plan).await?;
-    let false_alarm_seconds = plan.lossy_seconds;
-    let rss_kib = rss[SIZE / 2];
-    Ok(Figures { formed_ms, rss_kib, killed, silenced, change, bulk_mb_per_s, false_alarms, false_alarm_seconds })
+    let mut cluster = bad_network(plan).await?;
+    let false_alarms = false_alarms(&mut cluster, plan.lossy_seconds).await;
+    Ok(Figures {
+        formed_ms,
+        rss_kib: rss[SIZE / 2],
+        killed,
+        silenced,
+        change,
+        bulk_mb_per_s,
+        false_alarms,
+        false_alarm_seconds: plan.lossy_seconds,
+        silenced_on_bad_network_ms: silence_on_bad_network(&mut cluster).await?,
+    })
 }
 
 async fn formed(plan: &Plan<'_>, relayed: bool) -> anyhow::Result<Cluster> {
@@ -183,12 +196,16 @@ async fn everybody(cluster: &mut Cluster, victim: usize, limit: Duration, report
     cluster.wait(limit, &format!("{report:?}"), last).await
 }
 
-/// Nobody dies on the bad network. One node declared down by several within a second is one alarm.
-async fn false_alarms(plan: &Plan<'_>) -> anyhow::Result<usize> {
-    let mut cluster = formed(plan, true).await?;
+async fn bad_network(plan: &Plan<'_>) -> anyhow::Result<Cluster> {
+    let cluster = formed(plan, true).await?;
     tokio::time::sleep(Duration::from_secs(1)).await;
     cluster.spoil_network();
-    let deadline = Instant::now() + Duration::from_secs(plan.lossy_seconds);
+    Ok(cluster)
+}
+
+/// Nobody dies. One node declared down by several within a second is one alarm.
+async fn false_alarms(cluster: &mut Cluster, seconds: u64) -> usize {
+    let deadline = Instant::now() + Duration::from_secs(seconds);
     let mut alarms: Vec<(String, Instant)> = Vec::new();
     while let Some(line) = cluster.next(deadline).await {
         if let Report::Down(name) = line.report
@@ -197,5 +214,12 @@ async fn false_alarms(plan: &Plan<'_>) -> anyhow::Result<usize> {
             alarms.push((name, line.at));
         }
     }
-    Ok(alarms.len())
+    alarms.len()
+}
+
+async fn silence_on_bad_network(cluster: &mut Cluster) -> anyhow::Result<Option<f64>> {
+    let victim = SIZE - 1;
+    let began = cluster.silence(victim).await?;
+    let known = everybody(cluster, victim, BAD_DEATH_LIMIT, &Report::Down(name(victim))).await;
+    Ok(known.ok().map(|at| (at - began).as_secs_f64() * 1000.0))
 }

@@ -33,8 +33,21 @@ pub(crate) fn table(rows: &[Row]) -> String {
             "living nodes declared down, 30 % loss, 0-200 ms",
             Box::new(|r| format!("{} in {} s", r.figures.false_alarms, r.figures.false_alarm_seconds)),
         ),
+        (
+            "one silenced there: all know",
+            Box::new(|r| match r.figures.silenced_on_bad_network_ms {
+                Some(ms) => format!("{ms:.0} ms (1 run)"),
+                None => "not all, in 15 s".to_owned(),
+            }),
+        ),
         ("small change known to all, p50 / p99", Box::new(|r| fine_times(&r.figures.change))),
-        ("50 MB to a peer", Box::new(|r| format!("{:.1} MB/s", r.figures.bulk_mb_per_s))),
+        (
+            "50 MB to a peer",
+            Box::new(|r| match r.figures.bulk_mb_per_s {
+                0.0 => "nothing arrived".to_owned(),
+                rate => format!("{rate:.1} MB/s"),
+            }),
+        ),
         ("RSS per node", Box::new(|r| format!("{:.1} MiB", r.figures.rss_kib as f64 / 1024.0))),
         ("clean build, 2 jobs, wall / CPU", Box::new(build)),
         ("packages", Box::new(|r| r.packages.to_string())),

@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use quinn::congestion::BbrConfig;
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use rustls::RootCertStore;
 use rustls::pki_types::pem::PemObject as _;
@@ -40,8 +39,6 @@ fn transport() -> anyhow::Result<quinn::TransportConfig> {
     transport
         .max_idle_timeout(Some(Duration::from_secs(10).try_into()?))
         .keep_alive_interval(Some(Duration::from_secs(2)))
-        .datagram_send_buffer_size(DATAGRAM_QUEUE)
-        // CUBIC takes loss for congestion and would starve the gossip on a lossy network.
-        .congestion_controller_factory(Arc::new(BbrConfig::default()));
+        .datagram_send_buffer_size(DATAGRAM_QUEUE);
     Ok(transport)
 }
