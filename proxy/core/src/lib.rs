@@ -9,5 +9,7 @@ pub mod imap;
 pub mod pop3;
 pub mod prelogin;
 pub mod sasl;
+#[cfg(test)]
+mod sim;
 pub mod smtp;
 pub mod steering;

@@ -47,7 +47,8 @@ pub enum Event {
     MemberDown(Node),
     /// Others had declared us dead; we are back as the node given.
     Rejoined(Node),
-    /// Another live node has our name: an operator's mistake that only an operator can mend.
+    /// Another live node has our name: an operator's mistake that only an operator can mend. The
+    /// node that was started later is the pool's; if that is not us, nobody listens to us.
     NameConflict(Node),
     /// A source's digest that is newer than what was known.
     Digest(Digest),
@@ -67,13 +68,14 @@ pub struct Machine {
     timing: Timing,
     joined: bool,
     left: bool,
-    /// There is something to gossip about at once.
-    news: bool,
+    /// Rounds of gossip that do not wait for their period.
+    news: u8,
     /// We changed: every member must hear of it from us.
     introduce: bool,
     last_gossip: Option<Instant>,
     next_digests: Option<Instant>,
     last_conflict: Option<Instant>,
+    last_rejoin: Option<Instant>,
     anomalies: u64,
 }
 
@@ -102,11 +104,12 @@ impl Machine {
             timing,
             joined: false,
             left: false,
-            news: false,
+            news: 0,
             introduce: false,
             last_gossip: None,
             next_digests: None,
             last_conflict: None,
+            last_rejoin: None,
             anomalies: 0,
         }
     }
@@ -216,7 +219,7 @@ impl Machine {
         if self.left {
             return None;
         }
-        let gossip = self.news.then_some(self.last_gossip).flatten().map(|last| last + GOSSIP_PAUSE);
+        let gossip = self.last_gossip.filter(|_| self.news > 0).map(|last| last + GOSSIP_PAUSE);
         let deadlines = [
             self.outbox.poll_timeout(),
             self.outbox.suspicions.poll_timeout(),

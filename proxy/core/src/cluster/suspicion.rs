@@ -58,6 +58,11 @@ impl Suspicions {
         Self { timing, open: BTreeMap::new(), records: BTreeMap::new() }
     }
 
+    /// False: foca decides alone.
+    pub(super) fn are_enabled(&self) -> bool {
+        !self.timing.ask_interval.is_zero()
+    }
+
     /// A live member gave a sign of life.
     pub(super) fn heard(&mut self, now: Instant, name: &NodeName) {
         let record = match self.records.get_mut(name) {

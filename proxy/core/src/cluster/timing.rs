@@ -23,7 +23,8 @@ pub struct Timing {
     pub patience: Duration,
     /// How long a late answer is remembered.
     pub patience_memory: Duration,
-    /// A suspect is asked for a sign of life this often (then less and less often).
+    /// A suspect is asked for a sign of life this often, half as often once patience is called for.
+    /// Zero: no second opinion and no patience, plain SWIM.
     pub ask_interval: Duration,
     /// News goes to a few members this often while there is any.
     pub gossip_period: Duration,
@@ -49,8 +50,8 @@ impl Default for Timing {
             probe_period: Duration::from_millis(100),
             probe_rtt: Duration::from_millis(40),
             indirect_probes: NonZeroUsize::MIN.saturating_add(2),
-            suspect_to_down_after: Duration::from_millis(500),
-            patience: Duration::from_secs(3),
+            suspect_to_down_after: Duration::from_millis(450),
+            patience: Duration::from_secs(2),
             patience_memory: Duration::from_secs(10),
             ask_interval: Duration::from_millis(50),
             gossip_period: Duration::from_millis(100),

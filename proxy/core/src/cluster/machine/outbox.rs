@@ -65,7 +65,9 @@ impl Runtime<Node> for Outbox {
 
     fn submit_after(&mut self, event: Timer<Node>, after: Duration) {
         let Some(now) = self.now else { return };
-        if let Timer::ChangeSuspectToDown { member_id, incarnation, .. } = &event {
+        if let Timer::ChangeSuspectToDown { member_id, incarnation, .. } = &event
+            && self.suspicions.are_enabled()
+        {
             let (suspect, incarnation) = (member_id.clone(), *incarnation);
             self.suspicions.suspect(now, suspect, incarnation, event);
             return;

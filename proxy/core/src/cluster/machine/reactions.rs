@@ -15,6 +15,12 @@ use crate::cluster::wire::{self, Control, MalformedDatagram, OnFile};
 
 /// A second node with our name is reported this often.
 const CONFLICT_PAUSE: Duration = Duration::from_secs(60);
+/// Told that we are dead, we come back at most this often: the loser of a fight over a name would
+/// otherwise come back with every round trip.
+const REJOIN_PAUSE: Duration = Duration::from_millis(500);
+/// News is gossiped so often at once. A round picks members at random; one round misses somebody now
+/// and then, who would have to wait for the next period.
+const NEWS_ROUNDS: u8 = 2;
 /// About so many members send a newcomer all digests.
 const DIGEST_SPONSORS: u32 = 3;
 
@@ -49,10 +55,17 @@ impl Machine {
         if let Swim::ForwardedAck { origin, .. } = &header.message {
             self.hear(now, origin);
         }
+        if header.message == Swim::TurnUndead && self.rejoined_lately(now) {
+            return Ok(());
+        }
         if self.is_former_self(&header.dst) && self.view.contains_key(&header.src.name) {
             self.run(now, |foca, outbox| foca.announce(header.src, outbox));
         }
         self.call(now, |foca, outbox| foca.handle_data(bytes, outbox)).or_else(|error| self.blame(error))
+    }
+
+    fn rejoined_lately(&self, now: Instant) -> bool {
+        self.last_rejoin.is_some_and(|last| now.saturating_duration_since(last) < REJOIN_PAUSE)
     }
 
     /// The peer's faults are returned, ours are counted.
@@ -109,26 +122,25 @@ impl Machine {
         }
         self.hear(now, &node);
         if let Some(former) = on_file.filter(|f| f.node.name == self.me().name) {
-            self.outbid(now, former);
+            let conflict = former.alive && former.node.address != self.me().address;
+            if conflict {
+                self.report_conflict(now, former.node);
+                return;
+            }
+            self.outbid(now, &former.node);
         }
         if self.view.get(&node.name) != Some(&node) {
             self.run(now, |foca, outbox| foca.announce(node, outbox));
         }
     }
 
-    /// The pool has on file a newer description of us than ours: our clock went back before a restart,
-    /// or another node bears our name.
-    fn outbid(&mut self, now: Instant, former: OnFile) {
-        if !former.node.win_addr_conflict(self.me()) {
-            return;
+    /// The pool has on file a newer description of us than ours: our clock went back before a restart.
+    fn outbid(&mut self, now: Instant, former: &Node) {
+        if former.win_addr_conflict(self.me()) {
+            let generation = former.generation.saturating_add(1);
+            let revision = former.revision.saturating_add(1);
+            self.change(now, Node { generation, revision, ..self.me().clone() });
         }
-        if former.alive && former.node.address != self.me().address {
-            self.report_conflict(now, former.node);
-            return;
-        }
-        let generation = former.node.generation.saturating_add(1);
-        let revision = former.node.revision.saturating_add(1);
-        self.change(now, Node { generation, revision, ..self.me().clone() });
     }
 
     fn report_conflict(&mut self, now: Instant, other: Node) {
@@ -172,8 +184,12 @@ impl Machine {
             }
             OwnedNotification::Rejoin(me) => {
                 self.introduce = true;
+                self.last_rejoin = Some(now);
                 self.events.push_back(Event::Rejoined(me));
                 self.seeds.hurry(now);
+                // If another node has our name, their answers say so.
+                let others: Vec<SocketAddr> = self.view.values().map(|node| node.address).collect();
+                others.into_iter().for_each(|other| self.hello(other));
             }
             // Only after `leave`: a node of ours always renews itself.
             OwnedNotification::Defunct => {}
@@ -188,14 +204,14 @@ impl Machine {
         self.outbox.suspicions.forget(&node.name);
         self.view.insert(node.name.clone(), node.clone());
         self.events.push_back(Event::MemberUp(node));
-        self.news = true;
+        self.news = NEWS_ROUNDS;
     }
 
     fn member_down(&mut self, node: &Node) {
         self.outbox.suspicions.forget(&node.name);
         if let Some(gone) = self.view.remove(&node.name) {
             self.events.push_back(Event::MemberDown(gone));
-            self.news = true;
+            self.news = NEWS_ROUNDS;
         }
     }
 
@@ -207,13 +223,13 @@ impl Machine {
             self.outbox.suspicions.forget(&after.name);
         }
         self.events.push_back(Event::MemberChanged(after));
-        self.news = true;
+        self.news = NEWS_ROUNDS;
     }
 
     /// The end of every `handle_*`: sends what cannot wait.
     pub(super) fn finish(&mut self, now: Instant) {
         while let Some(digest) = self.digests.lock().poll_news() {
-            self.news = true;
+            self.news = NEWS_ROUNDS;
             self.events.push_back(Event::Digest(digest));
         }
         if std::mem::take(&mut self.introduce) {
@@ -223,8 +239,8 @@ impl Machine {
             }
         }
         let pause_over = self.last_gossip.is_none_or(|last| now >= last + GOSSIP_PAUSE);
-        if self.news && pause_over {
-            self.news = false;
+        if self.news > 0 && pause_over {
+            self.news -= 1;
             self.last_gossip = Some(now);
             if self.foca.updates_backlog() + self.foca.custom_broadcast_backlog() > 0 {
                 self.run(now, |foca, outbox| foca.gossip(outbox));
@@ -236,7 +252,7 @@ impl Machine {
         // Cannot fail: the digest was checked, and memory is all that it needs.
         let Ok(item) = postcard::to_stdvec(digest) else { return };
         self.run(now, |foca, _| foca.add_broadcast(&item).map(drop));
-        self.news = true;
+        self.news = NEWS_ROUNDS;
     }
 
     pub(super) fn handle_digests(&mut self, digests: Vec<Digest>) -> Result<(), MalformedDatagram> {
