@@ -122,7 +122,7 @@ mod tests {
     async fn small_and_large_read_back_whole() {
         let dir = tempfile::tempdir().unwrap();
         for size in [0, 1, READ_STEP, MAX_IN_MEMORY, MAX_IN_MEMORY + 1, 3 * MAX_IN_MEMORY + 17] {
-            let original: Vec<u8> = (0..size).map(|i| (i % 251) as u8).collect();
+            let original: Vec<u8> = (0..size).map(|i| u8::try_from(i % 251).unwrap()).collect();
             let mut writer = ContentWriter::new(dir.path());
             for piece in original.chunks(10_000) {
                 writer.push(piece).await.unwrap();

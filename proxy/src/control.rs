@@ -138,12 +138,13 @@ pub fn ask(path: &Path, request: &Request) -> Result<Response> {
 
 fn explain_connect(path: &Path, error: &io::Error) -> anyhow::Error {
     let path = path.display();
-    match error.kind() {
-        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
-            anyhow!("no daemon is running on {path}; start it by `autocluster run`, or name its socket by --socket")
-        }
-        io::ErrorKind::PermissionDenied => anyhow!("{path} may not be opened: run as root"),
-        _ => anyhow!("failed to open {path}: {error}"),
+    let kind = error.kind();
+    if matches!(kind, io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) {
+        anyhow!("no daemon is running on {path}; start it by `autocluster run`, or name its socket by --socket")
+    } else if kind == io::ErrorKind::PermissionDenied {
+        anyhow!("{path} may not be opened: run as root")
+    } else {
+        anyhow!("failed to open {path}: {error}")
     }
 }
 

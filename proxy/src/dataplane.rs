@@ -281,7 +281,7 @@ fn link_pin(settings: &Settings) -> PathBuf {
 
 fn check_bpffs(path: &Path) -> Result<()> {
     const BPF_FS_MAGIC: i64 = 0xcafe_4a11;
-    let mounted = nix::sys::statfs::statfs(path).is_ok_and(|s| i64::from(s.filesystem_type().0) == BPF_FS_MAGIC);
+    let mounted = nix::sys::statfs::statfs(path).is_ok_and(|s| s.filesystem_type().0 == BPF_FS_MAGIC);
     if mounted {
         return Ok(());
     }
@@ -297,13 +297,10 @@ fn explain_load(error: anyhow::Error) -> anyhow::Error {
 }
 
 fn explain_attach(interface: &str, error: ProgramError) -> anyhow::Error {
-    let errno = match &error {
-        ProgramError::SyscallError(e) => e.io_error.raw_os_error(),
-        ProgramError::UnknownInterface { .. } => {
-            return anyhow!("steering.interface: there is no interface {interface}");
-        }
-        _ => None,
-    };
+    if matches!(error, ProgramError::UnknownInterface { .. }) {
+        return anyhow!("steering.interface: there is no interface {interface}");
+    }
+    let errno = if let ProgramError::SyscallError(e) = &error { e.io_error.raw_os_error() } else { None };
     match errno {
         Some(libc::EOPNOTSUPP | libc::EINVAL) => anyhow!(
             "steering.interface: the driver of {interface} has no native XDP; name an interface whose driver has \

@@ -1,12 +1,13 @@
 //! `autocluster run`: a front end, from its configuration to its end.
 
 use std::{
+    io::ErrorKind,
     net::{IpAddr, SocketAddr},
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use proxy_core::{
     cluster::Node,
     smtp::{Limits, ServerConfig},
@@ -245,22 +246,16 @@ fn bind(config: &Config, identity: &Identity, with_tls: bool) -> Result<Sockets>
 }
 
 fn explain_listen(key: &str, address: SocketAddr, error: &std::io::Error) -> anyhow::Error {
-    use std::io::ErrorKind;
-    match error.kind() {
-        ErrorKind::AddrInUse => anyhow::anyhow!(
-            "{key}: {address} is in use by another program (ss -ltnp tells which); stop it, or choose another port"
-        ),
-        ErrorKind::AddrNotAvailable => {
-            anyhow::anyhow!(
-                "pool.vips: {} is not an address of this machine (ip address add {}/32 dev lo)",
-                address.ip(),
-                address.ip()
-            )
-        }
-        ErrorKind::PermissionDenied => {
-            anyhow::anyhow!("{key}: not permitted to listen on {address}: run as root, or with CAP_NET_BIND_SERVICE")
-        }
-        _ => anyhow::anyhow!("{key}: failed to listen on {address}: {error}"),
+    let kind = error.kind();
+    if kind == ErrorKind::AddrInUse {
+        anyhow!("{key}: {address} is in use by another program (ss -ltnp tells which); stop it, or choose another port")
+    } else if kind == ErrorKind::AddrNotAvailable {
+        let ip = address.ip();
+        anyhow!("pool.vips: {ip} is not an address of this machine (ip address add {ip} dev lo)")
+    } else if kind == ErrorKind::PermissionDenied {
+        anyhow!("{key}: not permitted to listen on {address}: run as root, or with CAP_NET_BIND_SERVICE")
+    } else {
+        anyhow!("{key}: failed to listen on {address}: {error}")
     }
 }
 

@@ -32,10 +32,22 @@ enum Command {
     /// Show the pool at work, step by step
     #[command(disable_help_flag = true)]
     Demo(Passed),
+    /// Measure, beside a peer or the floor: `membership` compares the engines (see `bench membership --help`)
+    Bench {
+        what: Bench,
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
     /// Run every test; with FILTER those whose name contains it
     Test { filter: Option<String> },
     /// Check formatting and lints
     Tidy,
+}
+
+/// What can be measured.
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum Bench {
+    Membership,
 }
 
 /// Arguments that another program reads.
@@ -60,6 +72,7 @@ fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
         Command::Setup { check } => setup::command(check),
         Command::Lab(passed) => run::lab(&passed.arguments),
         Command::Demo(passed) => run::demo(&passed.arguments),
+        Command::Bench { what: Bench::Membership, arguments } => run::bench_membership(&arguments),
         Command::Test { filter } => test::command(filter.as_deref()),
         Command::Tidy => {
             setup::ensure()?.require_daemon()?;

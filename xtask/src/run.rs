@@ -50,6 +50,14 @@ pub(crate) fn demo(arguments: &[String]) -> anyhow::Result<ExitCode> {
     replace_by("demo", arguments)
 }
 
+/// `cargo xtask bench membership …`: a workspace of its own, so that the engines that were not chosen are no
+/// dependencies of the daemon.
+pub(crate) fn bench_membership(arguments: &[String]) -> anyhow::Result<ExitCode> {
+    let mut command = cargo(&["run", "--release", "--bin", "membership-bench", "--"]);
+    let error = command.args(arguments).current_dir(root().join("tests/membership")).exec();
+    Err(error).context("failed to run cargo")
+}
+
 /// Builds the daemon and the lab, by the profile that the tests use too: nothing is compiled twice.
 pub(crate) fn build_all() -> anyhow::Result<()> {
     must(&mut cargo(&["build", "--package", "autocluster", "--package", "autocluster-tests"]))

@@ -121,9 +121,11 @@ impl Reader {
         let mut table = Table { name: parent.path(key), line: parent.line, entries: None, known: BTreeSet::new() };
         let Some(value) = parent.entries.and_then(|entries| entries.get(key)) else { return table };
         table.line = Some(self.line(value.span().start));
-        match value.get_ref() {
-            DeValue::Table(entries) => table.entries = Some(entries),
-            other => self.problem(table.line, table.name.clone(), format!("should be a table, not {}", kind(other))),
+        if let DeValue::Table(entries) = value.get_ref() {
+            table.entries = Some(entries);
+        } else {
+            let fault = format!("should be a table, not {}", kind(value.get_ref()));
+            self.problem(table.line, table.name.clone(), fault);
         }
         table
     }
@@ -217,10 +219,8 @@ fn kind(value: &DeValue<'_>) -> &'static str {
 
 impl FromValue for String {
     fn from_value(value: &DeValue<'_>) -> Result<Self, String> {
-        match value {
-            DeValue::String(text) => Ok(text.clone().into_owned()),
-            other => Err(format!("should be a string, not {}", kind(other))),
-        }
+        let DeValue::String(text) = value else { return Err(format!("should be a string, not {}", kind(value))) };
+        Ok(text.clone().into_owned())
     }
 }
 
@@ -232,10 +232,10 @@ impl FromValue for PathBuf {
 
 impl FromValue for bool {
     fn from_value(value: &DeValue<'_>) -> Result<Self, String> {
-        match value {
-            DeValue::Boolean(value) => Ok(*value),
-            other => Err(format!("should be true or false, not {}", kind(other))),
-        }
+        let DeValue::Boolean(value) = value else {
+            return Err(format!("should be true or false, not {}", kind(value)));
+        };
+        Ok(*value)
     }
 }
 
@@ -264,11 +264,14 @@ small_numbers!(u16, u32, usize);
 /// Seconds, with decimals if need be.
 impl FromValue for Duration {
     fn from_value(value: &DeValue<'_>) -> Result<Self, String> {
-        let seconds = match value {
-            DeValue::Integer(number) => number.as_str().parse::<f64>().ok(),
-            DeValue::Float(number) => number.as_str().parse::<f64>().ok(),
-            other => return Err(format!("should be a number of seconds, not {}", kind(other))),
+        let text = if let DeValue::Integer(number) = value {
+            number.as_str()
+        } else if let DeValue::Float(number) = value {
+            number.as_str()
+        } else {
+            return Err(format!("should be a number of seconds, not {}", kind(value)));
         };
+        let seconds = text.parse::<f64>().ok();
         seconds
             .and_then(|seconds| Self::try_from_secs_f64(seconds).ok())
             .ok_or_else(|| "is no number of seconds".to_owned())

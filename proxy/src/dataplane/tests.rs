@@ -6,7 +6,7 @@ use proxy_common::{
     maps::{NO_SLOT, mapped_v4},
 };
 use proxy_core::steering::Member as PoolMember;
-use rand::{Rng, SeedableRng, rngs::SmallRng};
+use rand::{Rng, RngExt, SeedableRng, rngs::SmallRng};
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 const XDP_ABORTED: u32 = 0;
@@ -66,7 +66,7 @@ fn fixture() -> Option<Fixture> {
     dataplane.set_vips([(VIP4.into(), true), (OTHER_VIP4.into(), false), (VIP6.into(), true)]).unwrap();
     dataplane.set_services([(VIP4.into(), 25), (OTHER_VIP4.into(), 25), (VIP6.into(), 25)]).unwrap();
     dataplane.apply(&plan).unwrap();
-    Some(Fixture { dataplane, plan, bpffs: bpffs })
+    Some(Fixture { dataplane, plan, bpffs })
 }
 
 impl Fixture {
@@ -152,7 +152,7 @@ fn kernel_and_daemon_compute_the_same_owner() {
     let mut rng = SmallRng::seed_from_u64(7);
     let mut per_owner = [0; 3];
     for round in 0..4_000 {
-        let (port, random) = (rng.next_u32() as u16, rng.next_u64().to_be_bytes());
+        let (port, random) = (rng.random::<u16>(), rng.next_u64().to_be_bytes());
         let ports = [port.to_be_bytes()[0], port.to_be_bytes()[1], 0, 25];
         let (packet, hash) = if round % 2 == 0 {
             let source = Ipv4Addr::new(random[0], random[1], random[2], random[3]);
@@ -315,12 +315,17 @@ fn the_owner_answers_arp() {
 }
 
 fn icmpv6_checksum(source: Ipv6Addr, destination: Ipv6Addr, message: &[u8]) -> u16 {
-    let mut bytes =
-        [&source.octets()[..], &destination.octets(), &(message.len() as u32).to_be_bytes(), &[0, 0, 0, 58]].concat();
+    let mut bytes = [
+        &source.octets()[..],
+        &destination.octets(),
+        &u32::try_from(message.len()).unwrap().to_be_bytes(),
+        &[0, 0, 0, 58],
+    ]
+    .concat();
     bytes.extend(message);
     let sum: u32 = bytes.chunks(2).map(|w| u32::from(w[0]) << 8 | u32::from(w[1])).sum();
     let folded = (sum & 0xffff) + (sum >> 16);
-    !((folded & 0xffff) + (folded >> 16)) as u16
+    !u16::try_from((folded & 0xffff) + (folded >> 16)).unwrap()
 }
 
 fn solicitation(target: Ipv6Addr, option: &[u8]) -> Vec<u8> {

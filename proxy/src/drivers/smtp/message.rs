@@ -99,10 +99,7 @@ impl<'a> Message<'a> {
 
 /// The reply to the sender names our id for the message, so that both logs can be found by it.
 fn named(outcome: Outcome, id: &str) -> Outcome {
-    match outcome {
-        Outcome::Accepted(accepted) => Outcome::Accepted(accepted.with_id(id)),
-        other => other,
-    }
+    if let Outcome::Accepted(accepted) = outcome { Outcome::Accepted(accepted.with_id(id)) } else { outcome }
 }
 
 /// Recipients by back end; `None` if one is no longer known, which only happens between its RCPT and now.
