@@ -1,8 +1,9 @@
 //! A running lab in the hands of a test.
 
+use std::env;
 use std::fs;
 use std::os::unix::process::CommandExt as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 
@@ -50,7 +51,7 @@ impl Lab {
         match lab.build(progress) {
             Ok(()) => Ok(lab),
             Err(error) => {
-                if std::env::var_os("AUTOCLUSTER_LAB_KEEP").is_some() {
+                if env::var_os("AUTOCLUSTER_LAB_KEEP").is_some() {
                     lab.keep();
                 }
                 Err(error)
@@ -161,6 +162,12 @@ impl Lab {
         let mut command = Command::new("ip");
         command.args(["netns", "exec", &self.layout.namespace(host)]).args(argv);
         command.env("LAB_DIR", self.layout.dir()).env("VIP", VIP.to_string()).env("VIP6", VIP6.to_string());
+        // The daemon under test is `autocluster` for whoever types a command.
+        if let Some(directory) = pki::program().ok().as_deref().and_then(Path::parent) {
+            let path = env::var_os("PATH").unwrap_or_default();
+            let all = std::iter::once(directory.to_owned()).chain(env::split_paths(&path));
+            command.env("PATH", env::join_paths(all).unwrap_or(path));
+        }
         Ok(command)
     }
 
