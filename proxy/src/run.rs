@@ -8,6 +8,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, anyhow, ensure};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use proxy_core::{
     cluster::Node,
     smtp::{Limits, ServerConfig},
@@ -78,6 +79,7 @@ struct Prepared {
 pub async fn run(config: Config, shutdown: CancellationToken) -> Result<()> {
     let started = Instant::now();
     dataplane::probe()?;
+    raise_file_limit(&config);
     std::fs::create_dir_all(&config.node.state_dir)
         .with_context(|| format!("node.state_dir: failed to create {}", config.node.state_dir.display()))?;
     let identity = load_identity(&config)?;
@@ -150,6 +152,19 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<()> {
     background.iter().for_each(tokio::task::JoinHandle::abort);
     sockets.transport.shutdown().await;
     Ok(())
+}
+
+/// Every session takes up to two sockets; the soft limit that most systems start us with is far below.
+fn raise_file_limit(config: &Config) {
+    let sessions = config.smtp.max_sessions + config.imap.max_sessions + config.pop3.max_sessions;
+    let wanted = 2 * u64::try_from(sessions).unwrap_or(u64::MAX / 2);
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard).map(|()| hard));
+    match raised {
+        Ok(limit) if limit >= wanted => {}
+        Ok(limit) => warn!(limit, wanted, "fewer files may be open than max_sessions can need: raise LimitNOFILE"),
+        Err(error) => warn!(%error, "the limit of open files could not be raised"),
+    }
 }
 
 /// Until it is time to end, or the metrics port turns out to be taken.

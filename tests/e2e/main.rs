@@ -10,6 +10,7 @@ mod failures;
 mod injection;
 mod lab_itself;
 mod refusals;
+mod sight;
 mod smuggling;
 mod steering;
 
@@ -35,6 +36,7 @@ fn main() -> ExitCode {
         lab_itself::TESTS,
         delivery::TESTS,
         refusals::TESTS,
+        sight::TESTS,
         smuggling::TESTS,
         injection::TESTS,
         directory::TESTS,

@@ -1,6 +1,8 @@
 //! What the targets demand of a machine besides not to panic: the same deeds however the network cuts its
 //! input, whole reply lines, no password in clear text, and one end to each login.
 
+pub mod smtp;
+
 use proxy_core::prelogin::{Action, BackendAction, Credentials, Limits, LoginOutcome, Security};
 use proxy_core::{imap, pop3};
 

@@ -92,7 +92,8 @@ pub(super) fn identity(layout: &Layout, host: Host) -> String {
 fn config(layout: &Layout, spec: &Spec, host: Host) -> String {
     let (dir, pki) = (layout.host_dir(host), layout.pki_dir());
     format!(
-        "[node]\nname = \"{host}\"\nstate_dir = \"{dir}/state\"\ncontrol_socket = \"{control}\"\n\n{identity}\n\
+        "[node]\nname = \"{host}\"\nstate_dir = \"{dir}/state\"\ncontrol_socket = \"{control}\"\n\
+         metrics_listen = \"127.0.0.1:9104\"\n\n{identity}\n\
          [pool]\nlisten = \"{v4}:{POOL_PORT}\"\nseeds = [{seeds}]\nvips = [\"{VIP}\", \"{VIP6}\"]\n\
          key_file = \"{pki}/pool.key\"\n\n\
          [steering]\ninterface = \"{INTERFACE}\"\nbpffs = \"{bpffs}\"\n\n\
