@@ -35,7 +35,9 @@ fn variant(lab: &Lab, name: &str, replace: &[(&str, &str)]) -> anyhow::Result<Pa
 fn run(lab: &Lab, host: &str, config: &Path) -> anyhow::Result<(Output, String)> {
     let program = program()?.display().to_string();
     let config = config.display().to_string();
-    let output = lab.exec(host, &["timeout", "20", &program, "run", "--config", &config])?;
+    // A BPF file system of its own, gone with the process: fe1's pinned program must not be taken over.
+    let script = "mount -t bpf bpf /sys/fs/bpf && exec timeout 20 \"$0\" run --config \"$1\"";
+    let output = lab.exec(host, &["sh", "-c", script, &program, &config])?;
     let said = String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout);
     Ok((output, said))
 }
@@ -81,6 +83,7 @@ fn elsewhere<'a>(lab: &Lab, host: &str, more: &[(&'a str, &'a str)]) -> anyhow::
     let mut replace = vec![
         (format!("{own}/state"), format!("{other}/state")),
         (format!("{own}/control.sock"), format!("{other}/control.sock")),
+        (format!("{own}/bpf"), "/sys/fs/bpf".to_owned()),
         ("listen = \"10.77.0.11:7400\"".to_owned(), format!("listen = \"{}:7400\"", host.v4())),
     ];
     replace.extend(more.iter().map(|(old, new)| ((*old).to_owned(), (*new).to_owned())));

@@ -37,8 +37,10 @@ fn die_and_return(lab: &Lab, victim: u8) -> anyhow::Result<()> {
     if lab.pid(&format!("fe{victim}"), "autocluster").is_err() {
         lab.start_front_end(victim)?;
     }
-    lab.await_pool().context("after the restart")?;
-    let broken = outcome?.broken()?;
+    let restarted = lab.await_pool().context("after the restart");
+    let mut survivors = outcome?;
+    restarted?;
+    let broken = survivors.broken()?;
     ensure!(broken == 0, "{broken} sessions on other front ends broke at the restart");
     Ok(())
 }
