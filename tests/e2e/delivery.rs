@@ -1,11 +1,12 @@
 //! Mail comes in through the VIP and is read back through the VIP.
 
 use std::net::IpAddr;
+use std::time::Duration;
 
 use anyhow::ensure;
 use autocluster_tests::client::{Mailbox, Message, Reader, Sending, Tls};
-use autocluster_tests::lab::{Account, Lab, VIP, VIP6};
-use autocluster_tests::scenario::imap;
+use autocluster_tests::lab::{Account, Lab, VIP, VIP6, until_some};
+use autocluster_tests::scenario::{arrival, imap};
 
 use crate::Test;
 
@@ -18,7 +19,10 @@ pub(crate) const TESTS: &[Test] = &[
     ("delivery::lines_that_begin_with_dots", lines_that_begin_with_dots),
     ("delivery::attachment", attachment),
     ("delivery::utf8_in_header_and_body", utf8_in_header_and_body),
-    ("delivery::utf8_user_reads_mail", utf8_user_reads_mail),
+    ("delivery::utf8_mailbox_by_smtp", utf8_mailbox_by_smtp),
+    ("delivery::utf8_sender_by_smtp", utf8_sender_by_smtp),
+    ("delivery::utf8_user_just_added", utf8_user_just_added),
+    ("delivery::ascii_addresses_by_lmtp", ascii_addresses_by_lmtp),
 ];
 
 const READERS: [(Mailbox, Tls); 4] = [
@@ -27,6 +31,9 @@ const READERS: [(Mailbox, Tls); 4] = [
     (Mailbox::Pop3, Tls::Implicit),
     (Mailbox::Pop3, Tls::Upgrade),
 ];
+
+/// Until a front end knows of a user; each try runs a whole mail client.
+const NEW_USER_LIMIT: Duration = Duration::from_secs(5);
 
 fn read_back(lab: &Lab, server: IpAddr, account: &Account, message: &Message) -> anyhow::Result<()> {
     let reader = Reader { server, protocol: Mailbox::Imap, tls: Tls::Implicit };
@@ -123,12 +130,58 @@ fn utf8_in_header_and_body(lab: &Lab) -> anyhow::Result<()> {
     read_back(lab, VIP.into(), &account, &message)
 }
 
-fn utf8_user_reads_mail(lab: &Lab) -> anyhow::Result<()> {
+/// What only Postfix writes into a message: it took it with SMTPUTF8 (RFC 6531 section 4.3).
+const BY_SMTP: &str = "be1.test (Postfix) with UTF8SMTP";
+/// What only Dovecot's LMTP server writes into a message.
+const BY_LMTP: &str = "be1.test with LMTP";
+
+fn utf8_mailbox_by_smtp(lab: &Lab) -> anyhow::Result<()> {
     let account = Account::utf8(1);
-    for protocol in [Mailbox::Imap, Mailbox::Pop3] {
-        let reader = Reader { server: VIP.into(), protocol, tls: Tls::Implicit };
-        let (count, _) = reader.fetch(lab, &account, "none")?;
-        ensure!(count == 0, "{count} messages of a mark that nothing has");
+    for address in [account.address.clone(), account.address.replace('@', "+täg@")] {
+        let message = Message::plain("Grüße", ".\r\nGrüße, Jörg\r\n\r\n..\r\n");
+        Sending { smtputf8: true, ..Sending::to(VIP, &address) }.send(lab, &message)?.accepted()?;
+        let content = arrival(lab, &account, &message)?;
+        ensure!(content.contains(BY_SMTP) && !content.contains(BY_LMTP), "{content}");
+        Reader { server: VIP.into(), protocol: Mailbox::Pop3, tls: Tls::Implicit }.expect(lab, &account, &message)?;
+    }
+    Ok(())
+}
+
+fn utf8_sender_by_smtp(lab: &Lab) -> anyhow::Result<()> {
+    let account = Account::local(1, 7);
+    let message = Message::plain("sender", "x\r\n");
+    let sender = "jürgen@client.test".to_owned();
+    let sending = Sending { smtputf8: true, sender, ..Sending::to(VIP, &account.address) };
+    sending.send(lab, &message)?.accepted()?;
+    let content = arrival(lab, &account, &message)?;
+    // LMTP would have lost the sender.
+    ensure!(content.contains("Return-Path: <jürgen@client.test>") && content.contains(BY_SMTP), "{content}");
+    Ok(())
+}
+
+/// Postfix has no list of users, and one whom Dovecot does not know yet is not bounced.
+fn utf8_user_just_added(lab: &Lab) -> anyhow::Result<()> {
+    let account = Account { address: "zoë@be1.test".to_owned(), password: "secret-zoe".to_owned(), backend: 1 };
+    let sending = Sending { smtputf8: true, ..Sending::to(VIP, &account.address) };
+    let message = Message::plain("welcome", "x\r\n");
+    sending.send(lab, &message)?.expect("rcpt", 550, "5.1.1")?;
+    lab.add_user(account.backend, &account.address, &account.password)?;
+    until_some("the new user's mail is taken", NEW_USER_LIMIT, || {
+        sending.send(lab, &message)?.accepted()?;
+        Ok(Some(()))
+    })?;
+    arrival(lab, &account, &message)?;
+    Ok(())
+}
+
+fn ascii_addresses_by_lmtp(lab: &Lab) -> anyhow::Result<()> {
+    let account = Account::local(1, 7);
+    // With SMTPUTF8 as well: what counts are the addresses.
+    for smtputf8 in [false, true] {
+        let message = Message::plain("ASCII", "x\r\n");
+        Sending { smtputf8, ..Sending::to(VIP, &account.address) }.send(lab, &message)?.accepted()?;
+        let content = arrival(lab, &account, &message)?;
+        ensure!(content.contains(BY_LMTP) && !content.contains("(Postfix)"), "{content}");
     }
     Ok(())
 }

@@ -14,7 +14,6 @@ pub(crate) const TESTS: &[Test] = &[
     ("refusals::foreign_domain", foreign_domain),
     ("refusals::virus", virus),
     ("refusals::virus_in_attachment", virus_in_attachment),
-    ("refusals::utf8_mailbox_on_a_server_without_smtputf8", utf8_mailbox_on_a_server_without_smtputf8),
     ("refusals::too_large", too_large),
     ("refusals::wrong_password", wrong_password),
     ("refusals::plaintext_password", plaintext_password),
@@ -70,14 +69,6 @@ fn refused_and_not_delivered(lab: &Lab, message: &Message) -> anyhow::Result<()>
     let reader = imap();
     let (count, _) = reader.fetch(lab, &account, &message.mark)?;
     ensure!(count == 0, "the refused message was delivered");
-    Ok(())
-}
-
-/// Dovecot 2.3 offers no SMTPUTF8 and takes no such address in any form; a promise could not be kept.
-fn utf8_mailbox_on_a_server_without_smtputf8(lab: &Lab) -> anyhow::Result<()> {
-    let sending = Sending { smtputf8: true, ..Sending::to(VIP, &Account::utf8(1).address) };
-    let reply = sending.send(lab, &Message::plain("x", "x\r\n"))?;
-    ensure!(matches!(reply.code, 550 | 553) && reply.text.contains("5.6.7"), "{reply:?}");
     Ok(())
 }
 

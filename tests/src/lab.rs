@@ -13,6 +13,7 @@ mod network;
 mod observe;
 mod obstacle;
 mod pki;
+mod postfix;
 mod process;
 mod progress;
 mod scanner;

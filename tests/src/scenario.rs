@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 
-use crate::client::{HeldSessions, Mailbox, Reader, Reconnects, Tls, reconnect};
+use crate::client::{HeldSessions, Mailbox, Message, Reader, Reconnects, Tls, reconnect};
 use crate::lab::{Account, Lab, VIP, until_some};
 use crate::wire::{Wire, reset_on_close};
 
@@ -20,6 +20,19 @@ const WATCH: Duration = Duration::from_secs(5);
 #[must_use]
 pub fn imap() -> Reader {
     Reader { server: VIP.into(), protocol: Mailbox::Imap, tls: Tls::Implicit }
+}
+
+/// Waits for a message that a back end queued, and reads it by IMAP through the VIP; all of it as it is stored. Its
+/// `Received` headers tell which way it came.
+///
+/// # Errors
+/// If it does not come within ten seconds, or comes twice or with another body.
+pub fn arrival(lab: &Lab, account: &Account, message: &Message) -> anyhow::Result<String> {
+    let what = format!("{} has the message", account.address);
+    let fetch = || Ok(imap().fetch(lab, account, &message.mark)?.1);
+    let (content, _) = until_some(&what, PATIENCE, fetch)?;
+    imap().expect(lab, account, message)?;
+    Ok(String::from_utf8_lossy(&content).into_owned())
 }
 
 /// Asks each front end itself until it answers RCPT by this code; how long the slowest took.

@@ -15,10 +15,11 @@ use anyhow::bail;
 use ebpf::Compiler;
 
 /// Debian packages that the lab runs: real servers, and clients to try them.
-const LAB_PACKAGES: [&str; 12] = [
+const LAB_PACKAGES: [&str; 13] = [
     "dovecot-imapd",
     "dovecot-pop3d",
     "dovecot-lmtpd",
+    "postfix",
     "clamav-daemon",
     "swaks",
     "ethtool",

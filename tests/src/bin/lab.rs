@@ -43,7 +43,7 @@ struct Up {
     /// Accounts in each back end's domain, and in shared.test
     #[arg(long, default_value_t = 100)]
     users: u32,
-    /// Network, Dovecot and clamd only
+    /// Network, Dovecot, Postfix and clamd only
     #[arg(long)]
     bare: bool,
 }

@@ -1,9 +1,9 @@
-//! A back end: a real Dovecot (LMTP, IMAP, POP3) and our agent beside it.
+//! A back end: a real Dovecot (LMTP, IMAP, POP3), a real Postfix (SMTP) and our agent beside them.
 
 use std::fs;
 use std::io::{BufRead as _, BufReader};
 use std::net::{SocketAddr, TcpStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context;
@@ -11,11 +11,12 @@ use nix::unistd::{Gid, Uid, chown};
 
 use super::layout::Layout;
 use super::spec::{Host, Spec};
-use super::{frontend, namespace, pki, process, users};
+use super::{frontend, namespace, pki, postfix, process, users};
 
 pub(super) const DOVECOT: &str = "dovecot";
 pub(super) const AGENT: &str = "agent";
 /// Debian's `mail`: on every machine, with no login and no files of value.
+pub(super) const MAIL_USER: &str = "mail";
 const MAIL_UID: u32 = 8;
 const MAIL_GID: u32 = 8;
 /// Dovecot takes a tenth of a second; the rest is for a busy machine.
@@ -52,10 +53,15 @@ impl Service {
     }
 }
 
+/// Dovecot's configuration; Postfix hands it to the delivery agent.
+pub(super) fn dovecot_config_file(layout: &Layout, host: Host) -> PathBuf {
+    layout.host_dir(host).join("dovecot.conf")
+}
+
 /// Starts Dovecot without waiting for it.
 pub(super) fn start_dovecot(layout: &Layout, spec: &Spec, host: Host) -> anyhow::Result<()> {
     let dir = layout.host_dir(host);
-    let config = dir.join("dovecot.conf");
+    let config = dovecot_config_file(layout, host);
     if !config.exists() {
         fs::write(&config, dovecot_config(layout, spec, host))
             .with_context(|| format!("failed to write {}", config.display()))?;
@@ -124,7 +130,9 @@ fn dovecot_config(layout: &Layout, spec: &Spec, host: Host) -> String {
          service imap-login {{\n  service_count = 0\n  client_limit = 4000\n}}\n\
          service pop3-login {{\n  service_count = 0\n  client_limit = 4000\n}}\n\
          service imap {{\n  process_limit = 4000\n}}\n\
-         service stats {{\n  client_limit = 5000\n}}\n\
+         # Postfix's delivery agent is no root, and asks for any user.\n\
+         service auth {{\n  unix_listener auth-userdb {{\n    user = {MAIL_USER}\n  }}\n}}\n\
+         service stats {{\n  client_limit = 5000\n  unix_listener stats-writer {{\n    user = {MAIL_USER}\n  }}\n}}\n\
          service anvil {{\n  client_limit = 5000\n}}\n",
         dir = dir.display(),
         users = users::file(layout, host.number).display(),
@@ -153,11 +161,13 @@ fn agent_config(layout: &Layout, spec: &Spec, host: Host) -> String {
          [source.passwd_file]\npath = \"{users}\"\nrecipient_delimiter = \"+\"\n\n\
          [services]\n\
          lmtp = {{ address = \"{v4}:24\" }}\n\
+         smtp = {{ address = \"{v4}:{smtp}\" }}\n\
          imap = {{ address = \"{v4}:993\", tls = true }}\n\
          pop3 = {{ address = \"{v4}:995\", tls = true }}\n",
         seeds = frontend::seeds(spec),
         identity = frontend::identity(layout, host),
         users = path(&users),
+        smtp = postfix::PORT,
     )
 }
 

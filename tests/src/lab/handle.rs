@@ -17,7 +17,7 @@ use super::progress::Progress;
 use super::spec::{Host, Spec, VIP, VIP6};
 use super::status::HostStatus;
 use super::wait::until;
-use super::{backend, frontend, namespace, network, pki, process, scanner, status, teardown, users};
+use super::{backend, frontend, namespace, network, pki, postfix, process, scanner, status, teardown, users};
 
 const STOP_LIMIT: Duration = Duration::from_secs(10);
 
@@ -91,6 +91,7 @@ impl Lab {
         for host in spec.backend_hosts() {
             users::write_all(layout, spec, host.number)?;
             backend::start_dovecot(layout, spec, host)?;
+            postfix::start(layout, host)?;
         }
         for host in spec.frontend_hosts() {
             scanner::start(layout, host)?;
@@ -98,8 +99,9 @@ impl Lab {
         self.start_own_daemons(progress)?;
         for host in spec.backend_hosts() {
             backend::await_dovecot(layout, host)?;
+            postfix::await_ready(layout, host)?;
         }
-        progress.step(&format!("{} × Dovecot answers (LMTP, IMAP, POP3)", spec.backends));
+        progress.step(&format!("{} × Dovecot (LMTP, IMAP, POP3) and Postfix (SMTP) answer", spec.backends));
         for host in spec.frontend_hosts() {
             scanner::await_ready(layout, host)?;
         }
@@ -247,7 +249,7 @@ impl Lab {
         users::remove(&users::file(&self.layout, backend), address)
     }
 
-    /// The process id of a daemon of a host: `autocluster`, `clamd`, `dovecot`, `agent`.
+    /// The process id of a daemon of a host: `autocluster`, `clamd`, `dovecot`, `postfix`, `agent`.
     ///
     /// # Errors
     /// If it does not run.

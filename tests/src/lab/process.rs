@@ -81,11 +81,10 @@ pub(super) fn await_ready(
 ) -> anyhow::Result<Duration> {
     let what = format!("{name} on {host} is ready");
     let pid = recorded_pid(layout, host, name).with_context(|| format!("{name} on {host} was never started"))?;
-    let outcome = until_some(&what, limit, || {
-        if probe()? {
-            return Ok(Some(true));
-        }
-        Ok((!Path::new(&format!("/proc/{pid}")).exists()).then_some(false))
+    let outcome = until_some(&what, limit, || match probe() {
+        Ok(true) => Ok(Some(true)),
+        _ if !Path::new(&format!("/proc/{pid}")).exists() => Ok(Some(false)),
+        not_yet => not_yet.map(|_| None),
     });
     match outcome {
         Ok((true, took)) => Ok(took),

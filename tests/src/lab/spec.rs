@@ -31,11 +31,11 @@ pub struct Spec {
     pub name: String,
     /// Front ends `fe1..`.
     pub frontends: u8,
-    /// Back ends `be1..`, one real Dovecot each.
+    /// Back ends `be1..`, one real Dovecot and one real Postfix each.
     pub backends: u8,
     /// Accounts `user1..` in each back end's own domain, and as many in `shared.test`.
     pub users: u32,
-    /// Leave out our own daemons: network, Dovecot and clamd only.
+    /// Leave out our own daemons: network, Dovecot, Postfix and clamd only.
     pub bare: bool,
 }
 

@@ -8,6 +8,9 @@ use crate::run::must;
 
 /// Installs "$@" while a policy forbids every service to start: the lab starts its own. A policy that the
 /// administrator made stays; ours goes however the installation ends.
+///
+/// Postfix asks what it is to be on this machine: nothing, every lab brings its own configuration. It cannot stand
+/// beside another mail server's package, hence `--no-remove`: the administrator decides about that one.
 const INSTALL_SCRIPT: &str = r#"
 policy=/usr/sbin/policy-rc.d
 if [ ! -e "$policy" ] || grep -qs 'made by cargo xtask setup' "$policy"; then
@@ -16,7 +19,10 @@ if [ ! -e "$policy" ] || grep -qs 'made by cargo xtask setup' "$policy"; then
     printf '#!/bin/sh\n# made by cargo xtask setup: no service starts during an installation\nexit 101\n' >"$policy"
     chmod 755 "$policy"
 fi
-apt-get install --yes --quiet -o Dpkg::Use-Pty=0 --no-install-recommends "$@"
+case " $* " in
+*" postfix "*) echo 'postfix postfix/main_mailer_type select No configuration' | debconf-set-selections ;;
+esac
+apt-get install --yes --quiet --no-remove -o Dpkg::Use-Pty=0 --no-install-recommends "$@"
 "#;
 
 /// Those that are not installed.
