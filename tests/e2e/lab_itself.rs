@@ -5,15 +5,13 @@ use std::fs;
 use anyhow::ensure;
 use autocluster_tests::lab::{self, Lab, Layout, Progress, Spec, namespace};
 
-use crate::Test;
+use crate::{SECOND, Test, lab_name};
 
 pub(crate) const TESTS: &[Test] = &[
     ("lab_itself::exit_code_and_environment_of_exec", exit_code_and_environment_of_exec),
     ("lab_itself::a_second_lab_comes_and_goes_without_trace", a_second_lab_comes_and_goes_without_trace),
     ("lab_itself::half_a_lab_is_taken_away", half_a_lab_is_taken_away),
 ];
-
-const SECOND: &str = "e2esecond";
 
 fn exit_code_and_environment_of_exec(lab: &Lab) -> anyhow::Result<()> {
     let output = lab.exec("client", &["sh", "-c", "echo $VIP $VIP6 $LAB_DIR; exit 7"])?;
@@ -35,12 +33,13 @@ fn traces(name: &str) -> anyhow::Result<Vec<String>> {
 }
 
 fn a_second_lab_comes_and_goes_without_trace(lab: &Lab) -> anyhow::Result<()> {
-    let spec = Spec { name: SECOND.to_owned(), frontends: 1, backends: 1, users: 3, bare: true };
+    let name = lab_name(SECOND);
+    let spec = Spec { name: name.clone(), frontends: 1, backends: 1, users: 3, bare: true };
     let second = Lab::up(spec, &Progress::quiet())?;
     let daemons: Vec<i32> = second.hosts().iter().flat_map(|host| &host.processes).map(|process| process.pid).collect();
     ensure!(daemons.len() == 2, "clamd and Dovecot should run: {daemons:?}");
     drop(second);
-    ensure!(traces(SECOND)?.is_empty(), "left behind: {:?}", traces(SECOND)?);
+    ensure!(traces(&name)?.is_empty(), "left behind: {:?}", traces(&name)?);
     for pid in daemons {
         ensure!(!fs::exists(format!("/proc/{pid}"))?, "process {pid} survived");
     }
@@ -50,11 +49,12 @@ fn a_second_lab_comes_and_goes_without_trace(lab: &Lab) -> anyhow::Result<()> {
 }
 
 fn half_a_lab_is_taken_away(_lab: &Lab) -> anyhow::Result<()> {
-    let spec = Spec { name: SECOND.to_owned(), frontends: 2, backends: 1, users: 3, bare: true };
+    let name = lab_name(SECOND);
+    let spec = Spec { name: name.clone(), frontends: 2, backends: 1, users: 3, bare: true };
     Lab::up(spec, &Progress::quiet())?.keep();
     // As if `up` had died: no record of what it is made of.
-    fs::remove_file(Layout::new(SECOND).dir().join("lab.json"))?;
-    lab::down(SECOND)?;
-    ensure!(traces(SECOND)?.is_empty(), "left behind: {:?}", traces(SECOND)?);
-    lab::down(SECOND)
+    fs::remove_file(Layout::new(&name).dir().join("lab.json"))?;
+    lab::down(&name)?;
+    ensure!(traces(&name)?.is_empty(), "left behind: {:?}", traces(&name)?);
+    lab::down(&name)
 }
