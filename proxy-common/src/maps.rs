@@ -43,6 +43,9 @@ pub struct Control {
     /// if a switch floods them here.
     pub mac: [u8; 6],
     pub reserved2: [u8; 2],
+    /// Until then (CLOCK_MONOTONIC, ns) the program answers for the VIPs that this front end owns. The daemon moves it
+    /// on while it lives.
+    pub answer_until_ns: u64,
 }
 
 /// No table was written yet: nothing is steered.

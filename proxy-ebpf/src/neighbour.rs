@@ -34,13 +34,23 @@ enum Question {
 }
 
 #[inline(always)]
-fn ask(address: &VipKey) -> Question {
+fn ask(address: &VipKey, control: &Control) -> Question {
     // SAFETY: the value is copied.
     match unsafe { VIPS.get(address) } {
         None => Question::NotAVip,
-        Some(flags) if flags & VIP_OWNED != 0 => Question::Mine,
+        Some(flags) if flags & VIP_OWNED != 0 && daemon_lives(control) => Question::Mine,
         Some(_) => Question::SomebodyElses,
     }
+}
+
+/// Whose daemon is dead owns nothing any more: another front end answers by now, and two must not.
+#[inline(always)]
+fn daemon_lives(control: &Control) -> bool {
+    // SAFETY: the daemon moves it on while we run, by an aligned store: either value will do.
+    let until = unsafe { core::ptr::read_volatile(&raw const control.answer_until_ns) };
+    // SAFETY: the helper only reads a clock.
+    let now = unsafe { aya_ebpf::helpers::bpf_ktime_get_ns() };
+    now < until
 }
 
 #[inline(always)]
@@ -51,7 +61,7 @@ pub fn arp(ctx: &XdpContext, control: &Control) -> Result<Verdict, Error> {
     if arp.header != ARP_ETHERNET_IPV4 || arp.operation != ARP_REQUEST {
         return Ok(Verdict::Pass(Counter::Passed));
     }
-    match ask(&mapped_v4(arp.target)) {
+    match ask(&mapped_v4(arp.target), control) {
         Question::NotAVip => return Ok(Verdict::Pass(Counter::Passed)),
         Question::SomebodyElses => return Ok(Verdict::Drop(Counter::NeighbourIgnored)),
         Question::Mine => {}
@@ -95,7 +105,7 @@ pub fn icmpv6(ctx: &XdpContext, control: &Control) -> Result<Verdict, Error> {
     }
     let mut target = [0_u8; 16];
     target.copy_from_slice(&head[8..24]);
-    match ask(&target) {
+    match ask(&target, control) {
         Question::NotAVip => return Ok(Verdict::Pass(Counter::Passed)),
         Question::SomebodyElses => return Ok(Verdict::Drop(Counter::NeighbourIgnored)),
         Question::Mine => {}

@@ -13,6 +13,7 @@ use std::{
     path::{Path, PathBuf},
     ptr::{read_volatile, write_volatile},
     sync::atomic::{Ordering, fence},
+    time::Duration,
 };
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -26,6 +27,7 @@ use aya::{
     },
 };
 use memmap2::{MmapOptions, MmapRaw};
+use nix::time::{ClockId, clock_gettime};
 use proxy_common::{
     hash::SteeringKey,
     maps::{
@@ -184,6 +186,13 @@ impl Dataplane {
         reconcile::<[u8; 20]>(&mut self.ebpf, maps::SERVICES, entries)
     }
 
+    /// Lets the program answer ARP and neighbour solicitations for `time` from now.
+    pub fn keep_answering(&self, time: Duration) {
+        let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(Duration::ZERO, Duration::from);
+        let until = u64::try_from((now + time).as_nanos()).unwrap_or(u64::MAX);
+        self.control.answer_until(until);
+    }
+
     /// Packets by verdict and reason since the maps were made, all CPUs together.
     ///
     /// # Errors
@@ -257,6 +266,7 @@ fn initial_control(settings: &Settings, active_half: Option<u32>) -> Control {
         key: settings.key,
         mac: settings.mac,
         reserved2: [0; 2],
+        answer_until_ns: 0,
     }
 }
 
@@ -368,6 +378,11 @@ impl<T: Copy> Mapped<T> {
 }
 
 impl Mapped<Control> {
+    fn answer_until(&self, ns: u64) {
+        // SAFETY: as in `switch`.
+        unsafe { write_volatile(&raw mut (*self.element(0)).answer_until_ns, ns) }
+    }
+
     fn switch(&self, half: u32) {
         // SAFETY: as in `write`, and the field is aligned: the program sees the old value or the new one.
         unsafe { write_volatile(&raw mut (*self.element(0)).active_half, half) }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::ensure;
 use autocluster_tests::lab::{self, Lab, Layout, Progress, Spec, namespace};
 
-use crate::Test;
+use crate::{SECOND, Test, lab_name};
 
 pub(crate) const TESTS: &[Test] = &[
     ("lab_itself::exit_code_and_environment_of_exec", exit_code_and_environment_of_exec),
@@ -14,7 +14,6 @@ pub(crate) const TESTS: &[Test] = &[
     ("lab_itself::half_a_lab_is_taken_away", half_a_lab_is_taken_away),
 ];
 
-const SECOND: &str = "e2esecond";
 const REAP_LIMIT: Duration = Duration::from_secs(5);
 
 fn exit_code_and_environment_of_exec(lab: &Lab) -> anyhow::Result<()> {
@@ -37,7 +36,8 @@ fn traces(name: &str) -> anyhow::Result<Vec<String>> {
 }
 
 fn a_second_lab_comes_and_goes_without_trace(lab: &Lab) -> anyhow::Result<()> {
-    let spec = Spec { name: SECOND.to_owned(), frontends: 1, backends: 1, users: 3, bare: true };
+    let name = lab_name(SECOND);
+    let spec = Spec { name: name.clone(), frontends: 1, backends: 1, users: 3, bare: true };
     let second = Lab::up(spec, &Progress::quiet())?;
     let daemons: Vec<i32> = second.hosts().iter().flat_map(|host| &host.processes).map(|process| process.pid).collect();
     ensure!(daemons.len() == 3, "clamd, Dovecot and Postfix should run: {daemons:?}");
@@ -45,7 +45,7 @@ fn a_second_lab_comes_and_goes_without_trace(lab: &Lab) -> anyhow::Result<()> {
     let all: Vec<i32> = hosts.iter().flat_map(|host| namespace::pids(&second.layout().namespace(*host))).collect();
     ensure!(all.len() > daemons.len(), "the daemons have no children: {all:?}");
     drop(second);
-    ensure!(traces(SECOND)?.is_empty(), "left behind: {:?}", traces(SECOND)?);
+    ensure!(traces(&name)?.is_empty(), "left behind: {:?}", traces(&name)?);
     // The dead are there until init has reaped them.
     lab::until("all its processes are gone", REAP_LIMIT, || {
         !all.iter().any(|pid| fs::exists(format!("/proc/{pid}")).unwrap_or(true))
@@ -56,11 +56,12 @@ fn a_second_lab_comes_and_goes_without_trace(lab: &Lab) -> anyhow::Result<()> {
 }
 
 fn half_a_lab_is_taken_away(_lab: &Lab) -> anyhow::Result<()> {
-    let spec = Spec { name: SECOND.to_owned(), frontends: 2, backends: 1, users: 3, bare: true };
+    let name = lab_name(SECOND);
+    let spec = Spec { name: name.clone(), frontends: 2, backends: 1, users: 3, bare: true };
     Lab::up(spec, &Progress::quiet())?.keep();
     // As if `up` had died: no record of what it is made of.
-    fs::remove_file(Layout::new(SECOND).dir().join("lab.json"))?;
-    lab::down(SECOND)?;
-    ensure!(traces(SECOND)?.is_empty(), "left behind: {:?}", traces(SECOND)?);
-    lab::down(SECOND)
+    fs::remove_file(Layout::new(&name).dir().join("lab.json"))?;
+    lab::down(&name)?;
+    ensure!(traces(&name)?.is_empty(), "left behind: {:?}", traces(&name)?);
+    lab::down(&name)
 }

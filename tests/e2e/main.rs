@@ -14,20 +14,43 @@ mod sight;
 mod smuggling;
 mod steering;
 
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::{Mutex, PoisonError};
 
 use autocluster_tests::lab::{self, Lab, Progress, Spec};
 use libtest_mimic::{Arguments, Failed, Trial};
 
+/// Labs of this program are called so, and by its process id: two runs at a time are in each other's way otherwise.
 const LAB: &str = "e2e";
+
+/// The lab that a test makes and takes away beside it.
+pub(crate) const SECOND: &str = "e2esecond";
 
 type Test = (&'static str, fn(&Lab) -> anyhow::Result<()>);
 
 /// The lab, made when the first test asks for it; or why it could not be made, which is told once.
 static THE_LAB: Mutex<Option<Result<Lab, String>>> = Mutex::new(None);
 
+/// A name for a lab that no other run uses.
+pub(crate) fn lab_name(kind: &str) -> String {
+    format!("{kind}{}", std::process::id())
+}
+
+/// Takes away what runs left behind that died.
+fn clear_leftovers() {
+    let names = std::fs::read_dir(lab::RUN_DIR).into_iter().flatten().flatten();
+    for name in names.filter_map(|entry| entry.file_name().into_string().ok()) {
+        let Some(pid) = name.strip_prefix(SECOND).or_else(|| name.strip_prefix(LAB)) else { continue };
+        let dead = pid.parse::<u32>().is_ok_and(|pid| !Path::new(&format!("/proc/{pid}")).exists());
+        if dead && let Err(error) = lab::down(&name) {
+            eprintln!("failed to take the leftover lab {name} away: {error:#}");
+        }
+    }
+}
+
 fn main() -> ExitCode {
+    clear_leftovers();
     let mut arguments = Arguments::from_args();
     // They share the lab and stop parts of it.
     arguments.test_threads = Some(1);
@@ -73,7 +96,7 @@ fn trial((name, test): Test, obstacle: Option<&str>) -> Trial {
 fn with_lab(test: fn(&Lab) -> anyhow::Result<()>) -> anyhow::Result<()> {
     let mut slot = THE_LAB.lock().unwrap_or_else(PoisonError::into_inner);
     let made = slot.get_or_insert_with(|| {
-        let spec = Spec { name: LAB.to_owned(), ..Spec::default() };
+        let spec = Spec { name: lab_name(LAB), ..Spec::default() };
         Lab::up(spec, &Progress::quiet()).map_err(|error| format!("no lab: {error:#}"))
     });
     match made {
@@ -87,12 +110,12 @@ fn take_away() -> bool {
     let lab = THE_LAB.lock().unwrap_or_else(PoisonError::into_inner).take();
     let Some(Ok(lab)) = lab else { return true };
     if std::env::var_os("AUTOCLUSTER_LAB_KEEP").is_some() {
-        eprintln!("the lab stays: cargo xtask lab status --name {LAB}");
+        eprintln!("the lab stays: cargo xtask lab status --name {}", lab_name(LAB));
         lab.keep();
         return true;
     }
     lab.keep();
-    match lab::down(LAB) {
+    match lab::down(&lab_name(LAB)) {
         Ok(()) => true,
         Err(error) => {
             eprintln!("failed to take the lab away: {error:#}");

@@ -66,6 +66,7 @@ fn fixture() -> Option<Fixture> {
     dataplane.set_vips([(VIP4.into(), true), (OTHER_VIP4.into(), false), (VIP6.into(), true)]).unwrap();
     dataplane.set_services([(VIP4.into(), 25), (OTHER_VIP4.into(), 25), (VIP6.into(), 25)]).unwrap();
     dataplane.apply(&plan).unwrap();
+    dataplane.keep_answering(Duration::from_secs(60));
     Some(Fixture { dataplane, plan, bpffs })
 }
 
@@ -312,6 +313,19 @@ fn the_owner_answers_arp() {
         assert_eq!(fixture.counted(&arp_request(CLIENT4, target)), expected);
     }
     assert_eq!(fixture.counted(&arp_request(VIP4, VIP4)), (XDP_DROP, Counter::NeighbourIgnored), "an announcement");
+}
+
+#[test]
+fn a_dead_daemon_answers_for_nothing() {
+    let Some(mut fixture) = fixture() else { return };
+    let (arp, own) = (arp_request(CLIENT4, VIP4), fixture.port_of(0));
+    let solicitation = solicitation(VIP6, &[]);
+    assert_eq!(fixture.counted(&arp), (XDP_TX, Counter::NeighbourAnswered));
+    fixture.dataplane.keep_answering(Duration::ZERO);
+    for question in [&arp, &solicitation] {
+        assert_eq!(fixture.counted(question), (XDP_DROP, Counter::NeighbourIgnored));
+    }
+    assert_eq!(fixture.counted(&packet4(own, 25, ACK)), (XDP_PASS, Counter::Own), "steering goes on");
 }
 
 fn icmpv6_checksum(source: Ipv6Addr, destination: Ipv6Addr, message: &[u8]) -> u16 {

@@ -116,6 +116,7 @@ mod tests {
             |name: &&str| Node::new(NodeName::parse(name).unwrap(), 1, "10.0.0.1:7400".parse().unwrap(), [0; 6], 100);
         View {
             version: 1,
+            settled: true,
             members: members.iter().map(node).collect(),
             owners: owned.iter().map(|last| (vip(*last), me.clone())).collect(),
             me,

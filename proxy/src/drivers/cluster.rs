@@ -23,6 +23,11 @@ const DIGEST_QUEUE: usize = 64;
 const DATAGRAMS_BEFORE_TIMEOUT: usize = 256;
 /// How long the farewell has to get onto the wire before the caller may close the transport.
 const FAREWELL_TIME: Duration = Duration::from_millis(50);
+/// A node that has just started and hears from none of its seeds takes itself for alone only then. Before, it claims
+/// nothing: drawing a VIP's traffic without knowing the members would break other members' connections.
+const ALONE_AFTER: Duration = Duration::from_secs(2);
+/// From the first answer of a member to the belief that all members are known: some rounds of gossip.
+const JOIN_TIME: Duration = Duration::from_millis(250);
 /// Bad datagrams are logged at most this often; the counters have them all.
 const BAD_DATAGRAM_LOG_INTERVAL: Duration = Duration::from_secs(10);
 
@@ -31,6 +36,9 @@ const BAD_DATAGRAM_LOG_INTERVAL: Duration = Duration::from_secs(10);
 pub struct View {
     /// Counts this node's views; 0 is the one before anything was heard.
     pub version: u64,
+    /// False for a moment after the start, while there may be members that are not known yet: nobody should steer by
+    /// such a view, and it names no owners.
+    pub settled: bool,
     /// This node.
     pub me: NodeName,
     /// All live members, this one among them, sorted by name.
@@ -40,11 +48,11 @@ pub struct View {
 }
 
 impl View {
-    fn new(version: u64, machine: &Machine, vips: &[IpAddr]) -> Self {
+    fn new(version: u64, settled: bool, machine: &Machine, vips: &[IpAddr]) -> Self {
         let members: Vec<Node> = machine.members().cloned().collect();
         let owner = |vip: &IpAddr| Some((*vip, ownership::owner(*vip, &members)?.clone()));
-        let owners = vips.iter().filter_map(owner).collect();
-        Self { version, me: machine.me().name.clone(), members, owners }
+        let owners = if settled { vips.iter().filter_map(owner).collect() } else { BTreeMap::new() };
+        Self { version, settled, me: machine.me().name.clone(), members, owners }
     }
 
     /// The VIPs that this node is to announce.
@@ -135,7 +143,10 @@ impl Cluster {
         let (command_sender, commands) = mpsc::channel(COMMAND_QUEUE);
         let (digest_sender, digest_receiver) = mpsc::channel(DIGEST_QUEUE);
         let machine = Machine::new(me, settings.timing, settings.random_seed);
-        let (view_sender, view) = watch::channel(Arc::new(View::new(0, &machine, &settings.vips)));
+        let others = settings.seeds.iter().any(|seed| *seed != machine.me().address);
+        let settle_at = others.then(|| Instant::now() + ALONE_AFTER);
+        let first = View::new(0, settle_at.is_none(), &machine, &settings.vips);
+        let (view_sender, view) = watch::channel(Arc::new(first));
         let stats = Arc::<ClusterStats>::default();
         let driver = Driver {
             machine,
@@ -143,6 +154,7 @@ impl Cluster {
             vips: settings.vips,
             view: view_sender,
             view_changed: false,
+            settle_at,
             unsent_digests: BTreeMap::new(),
             stats: Arc::clone(&stats),
             last_bad_datagram: None,
@@ -207,6 +219,8 @@ struct Driver {
     vips: Vec<IpAddr>,
     view: watch::Sender<Arc<View>>,
     view_changed: bool,
+    /// When the members are taken to be known; None: they are.
+    settle_at: Option<Instant>,
     /// News that the receiver has no room for yet. Bounded as the machine's memory of sources is.
     unsent_digests: BTreeMap<String, Digest>,
     stats: Arc<ClusterStats>,
@@ -238,6 +252,7 @@ impl Driver {
                     None => return,
                 },
                 () = sleep_until(deadline) => self.handle_timeout(&mut datagrams),
+                () = sleep_until(self.settle_at), if self.settle_at.is_some() => self.handle_settled(),
                 permit = digests.reserve(), if !self.unsent_digests.is_empty() => match permit {
                     Ok(permit) => if let Some((_, digest)) = self.unsent_digests.pop_first() {
                         permit.send(digest);
@@ -247,6 +262,14 @@ impl Driver {
                 },
             }
         }
+    }
+
+    fn handle_settled(&mut self) {
+        if self.machine.members().count() == 1 {
+            tracing::warn!("no seed answers: serving alone until one does");
+        }
+        self.settle_at = None;
+        self.view_changed = true;
     }
 
     fn handle_command(&mut self, command: Command) {
@@ -324,7 +347,11 @@ impl Driver {
         self.view_changed = true;
         match event {
             Event::Digest(_) => {}
-            Event::Joined => tracing::info!("joined the pool"),
+            Event::Joined => {
+                tracing::info!("joined the pool");
+                let known = Instant::now() + JOIN_TIME;
+                self.settle_at = self.settle_at.map(|at| at.min(known));
+            }
             Event::Alone => tracing::warn!("no other member of the pool is left"),
             Event::MemberUp(node) => {
                 self.stats.members_up.fetch_add(1, Ordering::Relaxed);
@@ -347,7 +374,7 @@ impl Driver {
     /// Publishes the view unless it is the same as before.
     fn publish(&mut self) {
         self.view.send_if_modified(|current| {
-            let mut next = View::new(current.version, &self.machine, &self.vips);
+            let mut next = View::new(current.version, self.settle_at.is_none(), &self.machine, &self.vips);
             let changed = next != **current;
             if changed {
                 next.version += 1;

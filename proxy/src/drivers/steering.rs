@@ -3,6 +3,7 @@
 use std::{
     net::IpAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use anyhow::{Context, Result};
@@ -15,6 +16,11 @@ use tracing::{error, info};
 
 use super::cluster::View;
 use crate::dataplane::{Dataplane, ProgramLog};
+
+/// The program answers for VIPs only for so long after a sign of life from its daemon: when that dies, another front
+/// end becomes the owner, and two must not answer.
+const ANSWER_FOR: Duration = Duration::from_millis(800);
+const ALIVE_EVERY: Duration = Duration::from_millis(200);
 
 /// The program, for the driver that writes it and the status that reads it.
 #[derive(Clone)]
@@ -35,13 +41,23 @@ impl SharedDataplane {
 /// Applies every new view: the table first, then who answers for the virtual addresses, so that a front end never
 /// draws packets that it cannot steer.
 pub async fn run(dataplane: SharedDataplane, mut views: watch::Receiver<Arc<View>>, vips: Vec<IpAddr>) {
+    let mut alive = tokio::time::interval(ALIVE_EVERY);
     loop {
         let view = Arc::clone(&views.borrow_and_update());
-        if let Err(error) = apply(&dataplane, &view, &vips) {
+        // Until the members are known, the table of an earlier life is the best there is.
+        if view.settled
+            && let Err(error) = apply(&dataplane, &view, &vips)
+        {
             error!(error = format!("{error:#}"), version = view.version, "failed to steer by the new members");
         }
-        if views.changed().await.is_err() {
-            return;
+        loop {
+            tokio::select! {
+                changed = views.changed() => match changed {
+                    Ok(()) => break,
+                    Err(_ended) => return,
+                },
+                _ = alive.tick() => dataplane.lock().keep_answering(ANSWER_FOR),
+            }
         }
     }
 }

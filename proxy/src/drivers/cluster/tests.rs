@@ -32,7 +32,7 @@ impl Member {
     }
 
     async fn sees(&self, names: &[&str]) {
-        until(&format!("{} to see {names:?}", self.view().me), || self.names() == names).await;
+        until(&format!("{} to see {names:?}", self.view().me), || self.view().settled && self.names() == names).await;
     }
 
     /// Ends it without a word and returns when its address is free.
@@ -73,6 +73,20 @@ async fn members_find_each_other_and_agree_on_the_owners_of_vips() {
     }
     let own: usize = members.iter().map(|member| member.view().own_vips().count()).sum();
     assert_eq!(own, vips().len(), "every VIP has one owner");
+}
+
+/// Whoever has just started must not draw the traffic of VIPs before it knows who else is there.
+#[tokio::test]
+async fn a_node_that_starts_claims_nothing_until_it_knows_the_members() {
+    let pool = Pool::new();
+    let nobody = own_loopback();
+    let alone = Member::start(&pool, "fe1", own_loopback(), &[nobody]);
+    let first = alone.view();
+    assert!(!first.settled && first.owners.is_empty(), "{first:?}");
+    alone.sees(&["fe1"]).await;
+    assert_eq!(alone.view().own_vips().count(), vips().len(), "nobody answers, so all is its own");
+    let lonely = Member::start(&pool, "fe2", own_loopback(), &[]);
+    assert!(lonely.view().settled, "without other seeds there is nobody to wait for");
 }
 
 #[tokio::test]
