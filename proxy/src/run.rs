@@ -139,8 +139,15 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<()> {
     info!(node = config.node.name, vips = ?config.pool.vips, "serving");
 
     wait(&shutdown, metrics_server).await?;
+    leave(&cluster, &listening, &directory).await;
+    background.iter().for_each(tokio::task::JoinHandle::abort);
+    sockets.transport.shutdown().await;
+    Ok(())
+}
+
+/// First the others must stop sending us new connections; then ours may end.
+async fn leave(cluster: &Cluster, listening: &Listening, directory: &DirectoryDriver) {
     info!("leaving the pool");
-    // First the others must stop sending us new connections; then ours may end.
     cluster.leave().await;
     listening.tasks.close();
     if tokio::time::timeout(SHUTDOWN_GRACE, listening.tasks.wait()).await.is_err() {
@@ -149,9 +156,6 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<()> {
     if let Err(error) = directory.store_now().await {
         warn!(error = format!("{error:#}"), "failed to store the directory");
     }
-    background.iter().for_each(tokio::task::JoinHandle::abort);
-    sockets.transport.shutdown().await;
-    Ok(())
 }
 
 /// Every session takes up to two sockets; the soft limit that most systems start us with is far below.
