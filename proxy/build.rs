@@ -11,6 +11,21 @@ use std::{
 
 const PROGRAM: &str = "autocluster-xdp";
 
+/// Prefixes of the variables that cargo gives a build script about its own build.
+const SET_BY_CARGO: [&str; 11] = [
+    "CARGO_BUILD_",
+    "CARGO_CFG_",
+    "CARGO_ENCODED_",
+    "CARGO_FEATURE_",
+    "CARGO_MAKEFLAGS",
+    "CARGO_MANIFEST_",
+    "CARGO_PKG_",
+    "CARGO_TARGET_",
+    "RUSTC",
+    "RUSTFLAGS",
+    "RUSTUP_TOOLCHAIN",
+];
+
 /// A compiler that can build `core` for the kernel's target.
 struct Toolchain {
     cargo: PathBuf,
@@ -58,10 +73,10 @@ fn build(toolchain: &Toolchain) -> Result<(), String> {
     let architecture = env::var("CARGO_CFG_TARGET_ARCH").map_err(|e| e.to_string())?;
     let target_dir = out_dir.join("ebpf");
     let mut cargo = Command::new(&toolchain.cargo);
-    // What cargo set for this build must not reach the other compiler.
+    // What cargo set for this build must not reach the other compiler; a user's settings (proxies, registries) must.
     for (key, _) in env::vars_os() {
         let name = key.to_string_lossy();
-        if name.starts_with("CARGO") && name != "CARGO_HOME" || name.starts_with("RUST") && name != "RUSTUP_HOME" {
+        if SET_BY_CARGO.iter().any(|prefix| name.starts_with(prefix)) || name == "CARGO" {
             cargo.env_remove(&key);
         }
     }
