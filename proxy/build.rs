@@ -40,8 +40,8 @@ fn main() {
     println!("cargo:rerun-if-changed=build.rs");
     let Some(toolchain) = find_toolchain() else {
         panic!(
-            "no compiler for the XDP program: it needs nightly Rust with rust-src, or Debian's rustc-web, cargo-web \
-             and rust-web-src. `cargo xtask setup` installs what is missing."
+            "no compiler for the XDP program: it needs Debian's rustc-web, cargo-web and rust-web-src, or nightly \
+             Rust with rust-src. `cargo xtask setup` installs what is missing."
         );
     };
     if let Err(reason) = build(&toolchain) {
@@ -49,8 +49,8 @@ fn main() {
     }
 }
 
-/// The rule that `cargo xtask setup` follows too: nightly by rustup if its `core` sources are here, else
-/// the distribution's compiler.
+/// The rule that `cargo xtask setup` follows too: the distribution's compiler if its `core` sources are here, since
+/// the linker's LLVM came with it then; else rustup's nightly.
 fn find_toolchain() -> Option<Toolchain> {
     let which = |tool: &str| {
         let output = Command::new("rustup").args(["which", "--toolchain", "nightly", tool]).output().ok()?;
@@ -59,7 +59,7 @@ fn find_toolchain() -> Option<Toolchain> {
     };
     let nightly = || Some(Toolchain { cargo: which("cargo")?, rustc: which("rustc")? });
     let system = Toolchain { cargo: "/usr/bin/cargo".into(), rustc: "/usr/bin/rustc".into() };
-    nightly().into_iter().chain([system]).find(has_core_sources)
+    [system].into_iter().chain(nightly()).find(has_core_sources)
 }
 
 fn has_core_sources(toolchain: &Toolchain) -> bool {

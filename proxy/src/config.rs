@@ -10,6 +10,8 @@ use std::{
 
 use proxy_common::hash::SteeringKey;
 
+use crate::pki;
+
 pub use reader::{Problem, Problems, Reader, Table};
 
 /// Where the control socket is unless the configuration says otherwise.
@@ -160,24 +162,14 @@ pub fn load(file: &Path) -> Result<Config, Problems> {
 fn node(reader: &mut Reader, root: &mut Table<'_>) -> Option<Node> {
     let mut table = reader.table(root, "node");
     let name: Option<String> = reader.required(&mut table, "name");
-    if name.as_ref().is_some_and(|name| !is_node_name(name)) {
-        reader.fault(&table, "name", "should be one label of a host name: letters, digits and hyphens");
+    if name.as_ref().is_some_and(|name| !pki::is_node_name(name)) {
+        reader.fault(&table, "name", "should be one label of a host name: lower-case letters, digits and hyphens");
     }
     let state_dir = reader.or(&mut table, "state_dir", PathBuf::from(DEFAULT_STATE_DIR));
     let control_socket = reader.or(&mut table, "control_socket", PathBuf::from(DEFAULT_CONTROL_SOCKET));
     let metrics_listen = reader.optional(&mut table, "metrics_listen");
     reader.close(table);
     Some(Node { name: name?, state_dir, control_socket, metrics_listen })
-}
-
-/// Names become labels of certificate names.
-#[must_use]
-pub fn is_node_name(name: &str) -> bool {
-    !name.is_empty()
-        && name.len() <= 63
-        && !name.starts_with('-')
-        && !name.ends_with('-')
-        && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
 }
 
 /// The `[identity]` table, of front ends and back ends alike.
@@ -217,21 +209,17 @@ fn pool(reader: &mut Reader, root: &mut Table<'_>) -> Option<Pool> {
 }
 
 fn read_pool_key(reader: &mut Reader, table: &Table<'_>, path: &Path) -> Option<SteeringKey> {
-    let text = std::fs::read_to_string(path).ok()?;
-    let key = parse_pool_key(&text);
-    if key.is_none() {
-        reader.fault(table, "key_file", format!("{} should hold 32 hexadecimal digits", path.display()));
+    match pki::read_pool_key(path) {
+        Ok(key) => {
+            let key = u128::from_be_bytes(key);
+            let half = |shift: u32| u64::try_from((key >> shift) & u128::from(u64::MAX)).ok();
+            Some(SteeringKey { k0: half(64)?, k1: half(0)? })
+        }
+        Err(error) => {
+            reader.fault(table, "key_file", format!("{error:#}"));
+            None
+        }
     }
-    key
-}
-
-fn parse_pool_key(text: &str) -> Option<SteeringKey> {
-    let digits = text.trim();
-    if digits.len() != 32 || !digits.bytes().all(|b| b.is_ascii_hexdigit()) {
-        return None;
-    }
-    let word = |digits| u64::from_str_radix(digits, 16).ok();
-    Some(SteeringKey { k0: word(&digits[..16])?, k1: word(&digits[16..])? })
 }
 
 fn steering(reader: &mut Reader, root: &mut Table<'_>) -> Option<Steering> {

@@ -87,7 +87,7 @@ impl Missing {
             lines.push(format!("for the lab: packages {}", self.packages.join(" ")));
         }
         if self.compiler.is_none() {
-            lines.push("for the XDP program: a compiler with its own core sources (nightly Rust with rust-src)".into());
+            lines.push("for the XDP program: a compiler with its own core sources".into());
         }
         if self.linker {
             lines.push("for the XDP program: bpf-linker".into());
@@ -194,7 +194,8 @@ fn plan(missing: &Missing) -> Vec<(String, Action)> {
         let title = format!("packages for the lab: {}", wanted.join(" "));
         steps.push((title, Box::new(move || packages::install(&wanted))));
     }
-    if missing.compiler.is_none() {
+    // A compiler that was found may have no linker that goes with it.
+    if missing.lacks_ebpf() {
         steps.push(("a compiler for the XDP program".to_owned(), Box::new(ebpf::install_compiler)));
     }
     if missing.linker {

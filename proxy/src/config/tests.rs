@@ -80,8 +80,10 @@ fn what_is_missing_is_named() {
 
 #[test]
 fn a_pool_key_is_32_hexadecimal_digits() {
-    assert_eq!(parse_pool_key("0123"), None);
-    assert_eq!(parse_pool_key(&"g".repeat(32)), None);
+    let files = Files::new();
+    std::fs::write(files.0.path().join("pool.key"), "0123").unwrap();
+    let problems = files.load(GOOD).unwrap_err().problems;
+    assert_eq!(problems[0].key, "pool.key_file");
 }
 
 /// docs/configuration.md lists every key with its default; it must not lie.

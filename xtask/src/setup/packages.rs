@@ -34,6 +34,14 @@ pub(super) fn missing(wanted: &[&'static str]) -> Vec<&'static str> {
     wanted.iter().copied().filter(|name| !installed(name)).collect()
 }
 
+/// Whether the package lists have all of them.
+pub(super) fn are_offered(wanted: &[&str]) -> bool {
+    let query = Command::new("apt-cache").args(["show", "--no-all-versions"]).args(wanted).output();
+    let Ok(output) = query else { return false };
+    let listed = String::from_utf8_lossy(&output.stdout).into_owned();
+    wanted.iter().all(|name| listed.lines().any(|line| line.strip_prefix("Package: ") == Some(name)))
+}
+
 /// Fetches the package lists.
 pub(super) fn update() -> anyhow::Result<()> {
     must(Command::new("apt-get").args(["update", "--quiet"]))
