@@ -46,6 +46,10 @@ fn die_and_return(lab: &Lab, victim: u8) -> anyhow::Result<()> {
 }
 
 fn judge(death: &Death) -> anyhow::Result<()> {
+    eprintln!(
+        "  {} of {} sessions on the others broke; new connections after {:?}",
+        death.broken, death.others, death.new.recovered
+    );
     ensure!(death.broken == 0, "{} of {} sessions on other front ends broke", death.broken, death.others);
     ensure!(death.new.recovered < RECOVERY_LIMIT, "new connections failed for too long: {:?}", death.new);
     Ok(())

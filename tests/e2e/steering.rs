@@ -17,6 +17,7 @@ fn ten_thousand_connections(lab: &Lab) -> anyhow::Result<()> {
     let taken = spread_connections(lab, CONNECTIONS)?;
     ensure!(taken.iter().sum::<u64>() == u64::from(CONNECTIONS), "{taken:?} of {CONNECTIONS}");
     let share = f64::from(CONNECTIONS) / f64::from(lab.spec().frontends);
+    eprintln!("  {CONNECTIONS} connections, by front end: {taken:?}");
     for count in &taken {
         let deviation = (f64::from(u32::try_from(*count)?) - share).abs() / share;
         ensure!(deviation <= TOLERANCE, "{taken:?}: more than {TOLERANCE} off the share of {share:.0}");
