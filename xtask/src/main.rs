@@ -32,7 +32,7 @@ enum Command {
     /// Show the pool at work, step by step
     #[command(disable_help_flag = true)]
     Demo(Passed),
-    /// Measure, beside a peer or the floor: `membership` compares the engines (see `bench membership --help`)
+    /// Measure, beside a peer or the floor: `membership` compares the engines (`bench membership -- --help`)
     Bench {
         what: Bench,
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
