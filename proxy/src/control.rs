@@ -19,7 +19,7 @@ use tokio::{
 };
 use tracing::warn;
 
-use crate::status::Status;
+use crate::{io::ACCEPT_PAUSE, status::Status};
 
 /// Longest request in octets.
 const MAX_REQUEST: u64 = 64 * 1024;
@@ -84,9 +84,9 @@ impl Control {
         let answer = Arc::new(answer);
         let clients = Arc::new(Semaphore::new(MAX_CLIENTS));
         loop {
-            let (Ok(permit), Ok((stream, _))) =
-                (Arc::clone(&clients).acquire_owned().await, self.listener.accept().await)
-            else {
+            let Ok(permit) = Arc::clone(&clients).acquire_owned().await else { return };
+            let Ok((stream, _)) = self.listener.accept().await else {
+                tokio::time::sleep(ACCEPT_PAUSE).await;
                 continue;
             };
             let answer = Arc::clone(&answer);

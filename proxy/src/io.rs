@@ -22,6 +22,9 @@ const BACKLOG: u32 = 1_024;
 /// A peer that is gone without a word is noticed after this and a few probes: mail clients idle for hours.
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(120);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
+/// After `accept(2)` failed for want of a resource (file descriptors, mostly), before it is tried again: closing
+/// sessions will help, spinning will not.
+pub const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// What one direction of a joined session copies at a time.
 const COPY_BUFFER: usize = 16 * 1024;
 

@@ -1,8 +1,7 @@
 //! What is counted, and the port where Prometheus reads it (OpenMetrics text).
 
-use std::{convert::Infallible, net::SocketAddr, sync::Arc};
+use std::{convert::Infallible, sync::Arc};
 
-use anyhow::{Context, Result};
 use http_body_util::Full;
 use hyper::{Method, Request, Response, StatusCode, body::Bytes, header, server::conn::http1, service::service_fn};
 use hyper_util::rt::TokioIo;
@@ -12,7 +11,9 @@ use prometheus_client::{
     metrics::{counter::Counter, family::Family, gauge::Gauge},
     registry::Registry,
 };
-use tokio::sync::Semaphore;
+use tokio::{net::TcpListener, sync::Semaphore};
+
+use crate::io::ACCEPT_PAUSE;
 
 /// Scrapes answered at once.
 const MAX_SCRAPES: usize = 4;
@@ -107,19 +108,16 @@ pub fn registry(metrics: &Metrics, collectors: Vec<Box<dyn Collector>>) -> Regis
 }
 
 /// Answers `GET /metrics` until the task is dropped.
-///
-/// # Errors
-/// The port cannot be bound.
-pub async fn serve(address: SocketAddr, registry: Registry) -> Result<()> {
-    let listener =
-        crate::io::listen(address).with_context(|| format!("node.metrics_listen: failed to listen on {address}"))?;
+pub async fn serve(listener: TcpListener, registry: Registry) {
     let registry = Arc::new(registry);
     let scrapes = Arc::new(Semaphore::new(MAX_SCRAPES));
     loop {
-        let Ok((stream, _peer)) = listener.accept().await else { continue };
-        let (registry, Ok(permit)) = (Arc::clone(&registry), Arc::clone(&scrapes).acquire_owned().await) else {
+        let Ok(permit) = Arc::clone(&scrapes).acquire_owned().await else { return };
+        let Ok((stream, _peer)) = listener.accept().await else {
+            tokio::time::sleep(ACCEPT_PAUSE).await;
             continue;
         };
+        let registry = Arc::clone(&registry);
         tokio::spawn(async move {
             let service = service_fn(|request| {
                 let response = answer(&request, &registry);

@@ -52,6 +52,7 @@ const SHUTDOWN_GRACE: Duration = Duration::from_secs(10);
 /// What is bound before anything starts, so that a front end either serves everything or says what is wrong.
 struct Sockets {
     listeners: Vec<Bound>,
+    metrics: Option<TcpListener>,
     transport: Transport,
     incoming: Incoming,
     control: Control,
@@ -66,7 +67,11 @@ struct Bound {
 /// Everything that can fail for a reason that only the operator can mend.
 struct Prepared {
     me: Node,
+    settings: Settings,
     sockets: Sockets,
+    directory: Arc<DirectoryDriver>,
+    /// Who the agents are told to push to.
+    front_ends: watch::Sender<Vec<SocketAddr>>,
     dataplane: SharedDataplane,
     logger: ProgramLog,
     announcer: Announcer,
@@ -94,13 +99,11 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<()> {
             return Err(error);
         }
     };
-    let Prepared { me, sockets, dataplane, logger, announcer } = prepared;
+    let Prepared { me, settings, sockets, directory, front_ends, dataplane, logger, announcer } = prepared;
 
     let Incoming { datagrams, streams } = sockets.incoming;
-    let settings = Settings::new(config.pool.seeds.clone(), config.pool.vips.clone())?;
     let (cluster, digests) = Cluster::spawn(me, settings, sockets.transport.clone(), datagrams);
-    let directory =
-        DirectoryDriver::open(&config.node.state_dir, front_ends(cluster.view())).context("node.state_dir")?;
+    tokio::spawn(tell_front_ends(cluster.view(), front_ends));
 
     let metrics = Arc::new(Metrics::default());
     let listening = Listening::new(Arc::clone(&metrics), shutdown.clone());
@@ -132,13 +135,13 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<()> {
         tokio::spawn(gossip::run(cluster.clone(), directory.directory(), digests)),
         tokio::spawn(sockets.control.run(move |request| reporter.clone().answer(request))),
     ];
-    let metrics_server = config.node.metrics_listen.map(|address| {
+    if let Some(listener) = sockets.metrics {
         let collector = crate::report::collector(dataplane.clone(), stats, directory.directory());
-        tokio::spawn(metrics::serve(address, metrics::registry(&metrics, vec![collector])))
-    });
+        tokio::spawn(metrics::serve(listener, metrics::registry(&metrics, vec![collector])));
+    }
     info!(node = config.node.name, vips = ?config.pool.vips, "serving");
 
-    wait(&shutdown, metrics_server).await?;
+    shutdown.cancelled().await;
     leave(&cluster, &listening, &directory).await;
     background.iter().for_each(tokio::task::JoinHandle::abort);
     sockets.transport.shutdown().await;
@@ -171,18 +174,6 @@ fn raise_file_limit(config: &Config) {
     }
 }
 
-/// Until it is time to end, or the metrics port turns out to be taken.
-async fn wait(shutdown: &CancellationToken, metrics: Option<tokio::task::JoinHandle<Result<()>>>) -> Result<()> {
-    let Some(metrics) = metrics else {
-        shutdown.cancelled().await;
-        return Ok(());
-    };
-    tokio::select! {
-        () = shutdown.cancelled() => Ok(()),
-        ended = metrics => ended.context("the metrics server broke")?,
-    }
-}
-
 fn load_identity(config: &Config) -> Result<Identity> {
     let files = &config.identity;
     let identity = Identity::load(&files.ca, &files.certificate, &files.key).context("identity")?;
@@ -211,12 +202,24 @@ async fn prepare(config: &Config, identity: &Identity, with_tls: bool) -> Result
     let announcer = Announcer::open(interface.index, interface.mac)?;
     // Only the owner of a VIP answers for it, and that is the XDP program's business, not the kernel's.
     netdev::restrict_arp(&config.steering.interface).context("steering.interface")?;
-    let settings = dataplane_settings(config, interface.mac);
+    let (front_ends, front_ends_seen) = watch::channel(vec![config.pool.listen]);
+    let directory = DirectoryDriver::open(&config.node.state_dir, front_ends_seen).context("node.state_dir")?;
+    let settings = Settings::new(config.pool.seeds.clone(), config.pool.vips.clone())?;
+    let (dataplane, logger) = prepare_dataplane(config, interface.mac, with_tls)?;
+    let dataplane = SharedDataplane::new(dataplane);
+    Ok(Prepared { me, settings, sockets, directory, front_ends, dataplane, logger, announcer })
+}
+
+fn prepare_dataplane(config: &Config, mac: [u8; 6], with_tls: bool) -> Result<(Dataplane, ProgramLog)> {
+    let settings = dataplane_settings(config, mac);
     let mut dataplane = Dataplane::open(&settings)?;
+    // Whatever an earlier daemon owned may be another's by now.
+    let unowned = config.pool.vips.iter().map(|vip| (*vip, false));
+    dataplane.set_vips(unowned).context("failed to declare the virtual addresses")?;
     dataplane.set_services(services(config, with_tls)).context("failed to declare the services")?;
     let logger = dataplane.logger()?;
     dataplane.attach(&settings)?;
-    Ok(Prepared { me, sockets, dataplane: SharedDataplane::new(dataplane), logger, announcer })
+    Ok((dataplane, logger))
 }
 
 /// What the dataplane needs of the configuration.
@@ -259,9 +262,14 @@ fn bind(config: &Config, identity: &Identity, with_tls: bool) -> Result<Sockets>
             listeners.push(Bound { protocol, tls_first, listener });
         }
     }
+    let metrics = config
+        .node
+        .metrics_listen
+        .map(|address| sockets::listen(address).map_err(|e| explain_listen("node.metrics_listen", address, &e)));
+    let metrics = metrics.transpose()?;
     let control = Control::bind(&config.node.control_socket)?;
     let (transport, incoming) = Transport::bind(config.pool.listen, identity).context("pool.listen")?;
-    Ok(Sockets { listeners, transport, incoming, control })
+    Ok(Sockets { listeners, metrics, transport, incoming, control })
 }
 
 fn explain_listen(key: &str, address: SocketAddr, error: &std::io::Error) -> anyhow::Error {
@@ -270,7 +278,7 @@ fn explain_listen(key: &str, address: SocketAddr, error: &std::io::Error) -> any
         anyhow!("{key}: {address} is in use by another program (ss -ltnp tells which); stop it, or choose another port")
     } else if kind == ErrorKind::AddrNotAvailable {
         let ip = address.ip();
-        anyhow!("pool.vips: {ip} is not an address of this machine (ip address add {ip} dev lo)")
+        anyhow!("{key}: {ip} is not an address of this machine (ip address add {ip} dev lo)")
     } else if kind == ErrorKind::PermissionDenied {
         anyhow!("{key}: not permitted to listen on {address}: run as root, or with CAP_NET_BIND_SERVICE")
     } else {
@@ -346,17 +354,12 @@ fn mailbox(shared: &Shared<'_>, protocol: Protocol, config: &config::Mailbox) ->
     }
 }
 
-/// Addresses of the live front ends, out of the views, for the agents.
-fn front_ends(mut views: watch::Receiver<Arc<View>>) -> watch::Receiver<Vec<SocketAddr>> {
-    let addresses = |view: &View| view.members.iter().map(|member| member.address).collect::<Vec<_>>();
-    let (sender, receiver) = watch::channel(addresses(&views.borrow()));
-    tokio::spawn(async move {
-        while views.changed().await.is_ok() {
-            let fresh = addresses(&views.borrow_and_update());
-            if sender.send(fresh).is_err() {
-                return;
-            }
+/// Keeps the agents told of the live front ends.
+async fn tell_front_ends(mut views: watch::Receiver<Arc<View>>, addresses: watch::Sender<Vec<SocketAddr>>) {
+    loop {
+        let live = views.borrow_and_update().members.iter().map(|member| member.address).collect();
+        if addresses.send(live).is_err() || views.changed().await.is_err() {
+            return;
         }
-    });
-    receiver
+    }
 }

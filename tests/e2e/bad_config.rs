@@ -14,6 +14,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("bad_config::missing_interface", missing_interface),
     ("bad_config::missing_file", missing_file),
     ("bad_config::port_in_use", port_in_use),
+    ("bad_config::metrics_port_in_use", metrics_port_in_use),
     ("bad_config::interface_without_driver_xdp", interface_without_driver_xdp),
 ];
 
@@ -104,6 +105,26 @@ fn port_in_use(lab: &Lab) -> anyhow::Result<()> {
     let link = lab.exec("be1", &["ip", "link", "show", "dev", "eth0"])?;
     let link = String::from_utf8_lossy(&link.stdout).into_owned();
     ensure!(!link.contains("xdp"), "a daemon that did not start left its program behind: {link}");
+    Ok(())
+}
+
+/// Every port is taken before anything is attached: the last one as well as the first.
+fn metrics_port_in_use(lab: &Lab) -> anyhow::Result<()> {
+    let dovecot = format!("metrics_listen = \"{}:110\"", "be1".parse::<Host>()?.v4());
+    let free = [
+        ("port = 25", "port = 2525"),
+        ("port = 143", "port = 2143"),
+        ("tls_port = 993", "tls_port = 2993"),
+        ("port = 110", "port = 2110"),
+        ("tls_port = 995", "tls_port = 2995"),
+        ("metrics_listen = \"127.0.0.1:9104\"", dovecot.as_str()),
+    ];
+    let (output, said) = run_elsewhere(lab, "be1", "metrics-in-use", &free)?;
+    ensure!(output.status.code() == Some(1), "{:?}: {said}", output.status);
+    ensure!(said.contains("node.metrics_listen") && said.contains("in use"), "{said}");
+    let addresses = lab.exec("be1", &["ip", "address"])?;
+    let addresses = String::from_utf8_lossy(&addresses.stdout).into_owned();
+    ensure!(!addresses.contains("10.77.0.100") && !addresses.contains("xdp"), "left behind: {addresses}");
     Ok(())
 }
 

@@ -1,10 +1,11 @@
 //! A front end dies: sessions on the others do not notice, and new connections find the others.
 
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
-use autocluster_tests::client::{Message, Sending};
-use autocluster_tests::lab::{Account, Lab, VIP};
+use autocluster_tests::client::{Message, Sending, reconnect};
+use autocluster_tests::lab::{Account, Lab, VIP, until};
 use autocluster_tests::scenario::{Death, death_of, imap};
 
 use crate::Test;
@@ -12,9 +13,12 @@ use crate::Test;
 pub(crate) const TESTS: &[Test] = &[
     ("failover::death_of_a_front_end_that_does_not_own_the_vip", death_of_another),
     ("failover::death_of_the_owner_of_the_vip", death_of_the_owner),
+    ("failover::the_owner_of_the_vip_leaves", the_owner_leaves),
 ];
 
 const SESSIONS: u32 = 60;
+/// The daemon's grace for its own sessions, and some.
+const STOP_LIMIT: Duration = Duration::from_secs(15);
 const RECOVERY_LIMIT: Duration = Duration::from_secs(2);
 
 fn death_of_the_owner(lab: &Lab) -> anyhow::Result<()> {
@@ -25,6 +29,26 @@ fn death_of_the_owner(lab: &Lab) -> anyhow::Result<()> {
 fn death_of_another(lab: &Lab) -> anyhow::Result<()> {
     let owner = lab.vip_owner()?;
     die_and_return(lab, 1 + owner % lab.spec().frontends)
+}
+
+/// Stopped by its operator, it gives its VIP up at once; its program, still attached, does not answer for it.
+fn the_owner_leaves(lab: &Lab) -> anyhow::Result<()> {
+    let owner = lab.vip_owner()?;
+    let host = format!("fe{owner}");
+    let pid = lab.pid(&host, "autocluster")?;
+    lab.exec(&host, &["kill", "-TERM", &pid.to_string()])?;
+    // So that the client has to ask who has the VIP while the old owner is still going.
+    lab.exec("client", &["ip", "neigh", "flush", "to", &VIP.to_string()])?;
+    let new = reconnect(lab, VIP.into(), 25, RECOVERY_LIMIT)?;
+    eprintln!("  {} of {} new connections failed; all work after {:?}", new.failures, new.attempts, new.recovered);
+    until("the daemon ends", STOP_LIMIT, || !Path::new(&format!("/proc/{pid}")).exists())?;
+    lab.exec("client", &["ip", "neigh", "flush", "to", &VIP.to_string()])?;
+    let outcome = mail_goes_on(lab);
+    lab.start_front_end(owner)?;
+    lab.await_pool().context("after the restart")?;
+    outcome?;
+    ensure!(new.recovered < Duration::from_secs(1), "new connections failed for too long: {new:?}");
+    Ok(())
 }
 
 fn die_and_return(lab: &Lab, victim: u8) -> anyhow::Result<()> {

@@ -8,7 +8,6 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    time::Duration,
 };
 
 use tokio::{net::TcpListener, sync::Semaphore};
@@ -19,9 +18,6 @@ use crate::{
     io::{self as sockets, Stream},
     metrics::{ByProtocol, Metrics, Protocol},
 };
-
-/// After `accept(2)` failed for want of a resource, before it is tried again.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// What all listeners share.
 #[derive(Clone)]
@@ -93,9 +89,8 @@ impl Listening {
             match accepted.and_then(|(stream, peer)| sockets::prepare(&stream).map(|()| (stream, peer))) {
                 Ok((stream, peer)) => return Some(Accepted { stream: Stream::Plain(stream), peer }),
                 Err(error) => {
-                    // Out of file descriptors, mostly: closing sessions will help, spinning will not.
                     warn!(%error, "failed to accept a connection");
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                    tokio::time::sleep(sockets::ACCEPT_PAUSE).await;
                 }
             }
         }

@@ -54,7 +54,14 @@ pub async fn run(dataplane: SharedDataplane, mut views: watch::Receiver<Arc<View
             tokio::select! {
                 changed = views.changed() => match changed {
                     Ok(()) => break,
-                    Err(_ended) => return,
+                    // This front end has left the pool: from now on others answer for all of them.
+                    Err(_ended) => {
+                        let unowned = vips.iter().map(|vip| (*vip, false));
+                        if let Err(error) = dataplane.lock().set_vips(unowned) {
+                            error!(error = format!("{error:#}"), "failed to give the virtual addresses up");
+                        }
+                        return;
+                    }
                 },
                 _ = alive.tick() => dataplane.lock().keep_answering(ANSWER_FOR),
             }
