@@ -17,6 +17,7 @@ pub mod relay;
 pub mod report;
 pub mod run;
 pub mod scanner;
+pub mod sockets;
 pub mod status;
 #[cfg(test)]
 pub(crate) mod testing;
