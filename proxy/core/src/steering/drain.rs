@@ -81,6 +81,12 @@ impl Lifecycle {
         }
     }
 
+    /// The daemon is to end.
+    #[must_use]
+    pub const fn is_stopping(&self) -> bool {
+        self.stopping
+    }
+
     /// The operator's drain, until it is taken back.
     #[must_use]
     pub const fn drain(&self) -> Option<&Drain> {
