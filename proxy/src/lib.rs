@@ -12,6 +12,7 @@ pub mod io;
 pub mod logging;
 pub mod metrics;
 pub mod netdev;
+pub mod operator;
 pub mod pki;
 pub mod relay;
 pub mod report;
@@ -22,4 +23,6 @@ pub mod status;
 #[cfg(test)]
 pub(crate) mod testing;
 pub mod tls;
+pub mod trace;
 pub mod transport;
+pub mod weight;

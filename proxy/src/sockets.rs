@@ -4,7 +4,7 @@
 use std::{io, net::SocketAddr};
 
 use anyhow::{Context, Result, anyhow, bail};
-use netlink_packet_core::{
+use rtnetlink::packet_core::{
     NLM_F_DUMP, NLM_F_REQUEST, NLMSG_DONE, NLMSG_ERROR, NLMSG_NOOP, NetlinkBuffer, NetlinkHeader, NetlinkMessage,
     NetlinkPayload, Parseable as _,
 };
@@ -12,7 +12,7 @@ use netlink_packet_sock_diag::{
     AF_INET, AF_INET6, IPPROTO_TCP, SockDiagMessage,
     inet::{ExtensionFlags, InetRequest, InetResponseHeader, SocketId, StateFlags},
 };
-use netlink_sys::{Socket, protocols::NETLINK_SOCK_DIAG};
+use rtnetlink::sys::{Socket, protocols::NETLINK_SOCK_DIAG};
 
 /// What one reply of the kernel may hold; it makes replies as large as we ask for, up to this.
 const REPLY_BYTES: usize = 32 * 1024;

@@ -310,20 +310,22 @@ impl Driver {
     }
 
     fn publish(&self) {
-        let draining = self.view.as_ref().is_some_and(|view| view.own_state() == NodeState::Draining);
-        let unreachable = |(name, member): (&String, &maps::Member)| (member.flags == 0).then(|| name.clone());
-        let names = self.plan.iter().flat_map(|plan| &plan.members);
+        let takes_nothing = self.view.as_ref().is_none_or(|view| match view.own_state() {
+            NodeState::Active => false,
+            NodeState::Draining => self.machine.is_settled(),
+            NodeState::Joining => true,
+        });
         let snapshot = Snapshot {
             version: self.version,
             plan: self.plan.clone(),
             settled: self.machine.is_settled(),
             stopping: self.life.is_stopping(),
-            draining_known: draining && self.machine.is_settled(),
+            takes_nothing,
             connections: self.open,
             strays: self.machine.strays(),
             holdings: self.heard.iter().map(|(name, (_, buckets))| (name.clone(), *buckets)).collect(),
             shares: self.machine.shares(),
-            unreachable: names.zip(&self.members).filter_map(unreachable).collect(),
+            members: self.members.clone(),
             drain: self.life.drain().copied(),
         };
         self.snapshot.send_replace(Arc::new(snapshot));

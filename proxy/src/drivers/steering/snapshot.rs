@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
+use proxy_common::maps;
 use proxy_core::steering::{Plan, drain::Drain};
 
 /// The state of steering, for status, metrics and whoever waits for it.
@@ -15,8 +16,8 @@ pub struct Snapshot {
     pub settled: bool,
     /// The daemon is to end.
     pub stopping: bool,
-    /// The members of the plan know that this front end takes nothing new: they work by a view that says so.
-    pub draining_known: bool,
+    /// No member sends this front end anything new: all work by a view in which it drains, or has not served yet.
+    pub takes_nothing: bool,
     /// Connections to steered services that have not ended.
     pub connections: usize,
     /// Connections in buckets of other front ends.
@@ -25,8 +26,9 @@ pub struct Snapshot {
     pub holdings: BTreeMap<String, u64>,
     /// Buckets that each member owns.
     pub shares: BTreeMap<String, u32>,
-    /// Members that packets cannot be sent to, for their next hop is not known.
-    pub unreachable: Vec<String>,
+    /// The plan's members as the program has them, by slot; one without flags cannot be reached, for its next hop is not
+    /// known.
+    pub members: Vec<maps::Member>,
     /// The operator's drain.
     pub drain: Option<Drain>,
 }
@@ -34,6 +36,6 @@ pub struct Snapshot {
 impl Snapshot {
     /// Nobody sends this front end anything new any more, and its end may begin.
     pub(super) fn all_know_of_the_end(&self) -> bool {
-        self.stopping && self.draining_known
+        self.stopping && self.takes_nothing
     }
 }
