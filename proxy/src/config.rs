@@ -42,6 +42,8 @@ pub struct Node {
     pub state_dir: PathBuf,
     pub control_socket: PathBuf,
     pub metrics_listen: Option<SocketAddr>,
+    /// At its end the daemon takes nothing new, and what it has gets so long.
+    pub shutdown_grace: Duration,
 }
 
 /// This node's identity in the pool, issued by the pool's CA.
@@ -168,8 +170,9 @@ fn node(reader: &mut Reader, root: &mut Table<'_>) -> Option<Node> {
     let state_dir = reader.or(&mut table, "state_dir", PathBuf::from(DEFAULT_STATE_DIR));
     let control_socket = reader.or(&mut table, "control_socket", PathBuf::from(DEFAULT_CONTROL_SOCKET));
     let metrics_listen = reader.optional(&mut table, "metrics_listen");
+    let shutdown_grace = reader.or(&mut table, "shutdown_grace", Duration::from_secs(10));
     reader.close(table);
-    Some(Node { name: name?, state_dir, control_socket, metrics_listen })
+    Some(Node { name: name?, state_dir, control_socket, metrics_listen, shutdown_grace })
 }
 
 /// The `[identity]` table, of front ends and back ends alike.

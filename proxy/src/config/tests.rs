@@ -109,6 +109,7 @@ fn the_documented_defaults_are_true() {
         ("pop3.tls_port", config.pop3.tls_port.to_string()),
         ("steering.weight", config.steering.weight.to_string()),
         ("steering.bpffs", format!("{:?}", config.steering.bpffs)),
+        ("node.shutdown_grace", seconds(config.node.shutdown_grace)),
         ("node.state_dir", format!("{:?}", config.node.state_dir)),
         ("node.control_socket", format!("{:?}", config.node.control_socket)),
         ("log.format", "\"text\"".into()),
