@@ -68,6 +68,8 @@ pub struct Pool {
 pub struct Steering {
     pub interface: String,
     pub bpffs: PathBuf,
+    /// UDP port of packets between front ends of different segments.
+    pub encapsulation_port: u16,
     /// Share of new connections relative to the other front ends.
     pub weight: u16,
 }
@@ -234,12 +236,13 @@ fn steering(reader: &mut Reader, root: &mut Table<'_>) -> Option<Steering> {
         reader.fault(&table, "interface", format!("there is no interface {name} (ip link lists them)"));
     }
     let bpffs = reader.or(&mut table, "bpffs", PathBuf::from(DEFAULT_BPFFS));
+    let encapsulation_port = reader.or(&mut table, "encapsulation_port", 7_401_u16);
     let weight = reader.or(&mut table, "weight", 100_u16);
     if weight == 0 {
         reader.fault(&table, "weight", "should be at least 1");
     }
     reader.close(table);
-    Some(Steering { interface: interface?, bpffs, weight })
+    Some(Steering { interface: interface?, bpffs, encapsulation_port, weight })
 }
 
 #[allow(clippy::option_option, reason = "outer: is the table right; inner: is it there")]

@@ -13,6 +13,7 @@ use proxy_core::{
     cluster::Node,
     smtp::{Limits, ServerConfig},
 };
+use socket2::SockRef;
 use tokio::{
     net::TcpListener,
     sync::{Semaphore, watch},
@@ -34,7 +35,7 @@ use crate::{
         listen::{Accepted, Listening},
         mailbox::Mailbox,
         smtp::{Smtp, TOO_MANY_SESSIONS},
-        steering::{self, Here, SharedDataplane, Steering},
+        steering::{self, Here, Link, SharedDataplane, Steering},
         streams,
     },
     io as sockets,
@@ -80,7 +81,8 @@ struct Prepared {
     dataplane: SharedDataplane,
     logger: ProgramLog,
     announcer: Announcer,
-    steering: steering::Settings,
+    here: Here,
+    link: Link,
     weight: WeightStore,
     mac: MacAddress,
 }
@@ -107,8 +109,8 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<()> {
             return Err(error);
         }
     };
-    let steering = prepared.steering.clone();
-    let Prepared { me, settings, sockets, directory, front_ends, dataplane, logger, announcer, weight, mac, .. } = prepared;
+    let Prepared { me, settings, sockets, directory, front_ends, dataplane, logger, announcer, here, link, weight, mac } =
+        prepared;
 
     let Incoming { datagrams, streams } = sockets.incoming;
     let streams = streams::divide(streams);
@@ -120,6 +122,13 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<()> {
     let scanner = Scanner::new(config.clamd.clone());
     let relay = Relay { hostname: config.smtp.hostname.clone(), connector, deadline: config.smtp.backend_timeout };
     let shared = Shared { config: &config, acceptor, directory: directory.directory(), relay, listening: &listening };
+    let steering = steering::Settings {
+        key: config.pool.key,
+        vips: config.pool.vips.clone(),
+        services: listening_sockets(&sockets.listeners)?,
+        here,
+        link,
+    };
     serve(&shared, &scanner, sockets.listeners);
 
     let transport = sockets.transport.clone();
@@ -178,6 +187,15 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<()> {
     background.iter().for_each(tokio::task::JoinHandle::abort);
     sockets.transport.shutdown().await;
     Ok(())
+}
+
+/// The listening sockets again, for what is set on them while they listen.
+fn listening_sockets(listeners: &[Bound]) -> Result<Vec<(SocketAddr, socket2::Socket)>> {
+    let again = |bound: &Bound| {
+        let socket = SockRef::from(&bound.listener).try_clone()?;
+        Ok::<_, std::io::Error>((bound.listener.local_addr()?, socket))
+    };
+    listeners.iter().map(again).collect::<Result<_, _>>().context("failed to share the listening sockets")
 }
 
 /// First the others must stop sending us new connections; then ours may end.
@@ -245,15 +263,13 @@ async fn prepare(config: &Config, identity: &Identity, with_tls: bool) -> Result
     let settings = Settings::new(config.pool.seeds.clone(), config.pool.vips.clone())?;
     let (dataplane, logger) = prepare_dataplane(config, interface.mac, with_tls)?;
     let dataplane = SharedDataplane::new(dataplane);
-    let steering = steering::Settings {
-        key: config.pool.key,
-        vips: config.pool.vips.clone(),
-        services: services(config, with_tls).into_iter().map(SocketAddr::from).collect(),
-        here,
-        interface: interface.index,
+    let link = Link {
+        index: interface.index,
+        mtu: interface.mtu,
+        encapsulation_port: config.steering.encapsulation_port,
     };
     let mac = interface.mac;
-    Ok(Prepared { me, settings, sockets, directory, front_ends, dataplane, logger, announcer, steering, weight, mac })
+    Ok(Prepared { me, settings, sockets, directory, front_ends, dataplane, logger, announcer, here, link, weight, mac })
 }
 
 fn prepare_dataplane(config: &Config, mac: [u8; 6], with_tls: bool) -> Result<(Dataplane, ProgramLog)> {
