@@ -107,6 +107,7 @@ fn the_documented_defaults_are_true() {
         ("imap.idle_timeout", seconds(config.imap.idle_timeout)),
         ("pop3.port", config.pop3.port.to_string()),
         ("pop3.tls_port", config.pop3.tls_port.to_string()),
+        ("steering.mode", format!("{:?}", config.steering.mode.name())),
         ("steering.encapsulation_port", config.steering.encapsulation_port.to_string()),
         ("steering.weight", config.steering.weight.to_string()),
         ("steering.bpffs", format!("{:?}", config.steering.bpffs)),
