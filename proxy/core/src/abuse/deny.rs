@@ -302,9 +302,9 @@ impl DenyList {
         self.after(after.map(key)).filter(|held| held.live).map(|held| &held.record)
     }
 
-    /// Everything, words of the past too: what is stored.
-    pub fn records(&self) -> impl Iterator<Item = &Record> {
-        self.held.values().map(|held| &held.record)
+    /// Everything, words of the past too: what is stored. In the order of [`DenyList::entries`].
+    pub fn records(&self, after: Option<Prefix>) -> impl Iterator<Item = &Record> {
+        self.after(after.map(key)).map(|held| &held.record)
     }
 
     fn after(&self, after: Option<Key>) -> impl Iterator<Item = &Held> {

@@ -18,26 +18,41 @@ pub enum StoredError {
     Damaged,
 }
 
-/// The file with these records.
-#[must_use]
-pub fn encode<'a>(records: impl Iterator<Item = &'a Record>) -> Vec<u8> {
-    let mut file = MAGIC.to_vec();
-    file.extend_from_slice(&[0; CHECKSUM]);
-    for record in records {
+/// The file, growing: a long list is not held still while it is written.
+#[derive(Debug)]
+pub struct Encoder(Vec<u8>);
+
+impl Default for Encoder {
+    fn default() -> Self {
+        let mut file = MAGIC.to_vec();
+        file.extend_from_slice(&[0; CHECKSUM]);
+        Self(file)
+    }
+}
+
+impl Encoder {
+    /// Adds a record. Their order does not matter, nor whether the list changes meanwhile.
+    pub fn push(&mut self, record: &Record) {
         // Nothing in a record can fail to serialize.
         if let Ok(bytes) = postcard::to_stdvec(record) {
-            file.extend_from_slice(&bytes);
+            self.0.extend_from_slice(&bytes);
         }
     }
-    let (head, content) = file.split_at_mut(MAGIC.len() + CHECKSUM);
-    head[MAGIC.len()..].copy_from_slice(&checksum(content));
-    file
+
+    /// The whole file.
+    #[must_use]
+    pub fn finish(self) -> Vec<u8> {
+        let Self(mut file) = self;
+        let (head, content) = file.split_at_mut(MAGIC.len() + CHECKSUM);
+        head[MAGIC.len()..].copy_from_slice(&checksum(content));
+        file
+    }
 }
 
 /// Reads the file.
 ///
 /// # Errors
-/// If it is anything but what [`encode`] wrote, whole.
+/// If it is anything but what [`Encoder`] made, whole.
 pub fn decode(file: &[u8]) -> Result<Vec<Record>, StoredError> {
     let rest = file.strip_prefix(MAGIC).ok_or(StoredError::Magic)?;
     let (sum, mut content) = rest.split_first_chunk::<CHECKSUM>().ok_or(StoredError::Damaged)?;
@@ -74,15 +89,21 @@ mod tests {
         vec![record("192.0.2.0/24", Word::Denied(denial)), record("2001:db8::1", Word::Removed)]
     }
 
+    fn encode(records: &[Record]) -> Vec<u8> {
+        let mut encoder = Encoder::default();
+        records.iter().for_each(|record| encoder.push(record));
+        encoder.finish()
+    }
+
     #[test]
     fn what_was_written_is_read() {
-        assert_eq!(decode(&encode(records().iter())), Ok(records()));
-        assert_eq!(decode(&encode([].iter())), Ok(vec![]));
+        assert_eq!(decode(&encode(&records())), Ok(records()));
+        assert_eq!(decode(&encode(&[])), Ok(vec![]));
     }
 
     #[test]
     fn no_damage_goes_unseen() {
-        let whole = encode(records().iter());
+        let whole = encode(&records());
         for length in 0..whole.len() {
             assert!(decode(&whole[..length]).is_err(), "cut at {length}");
         }

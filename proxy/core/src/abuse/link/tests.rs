@@ -90,7 +90,7 @@ impl Pool {
     }
 
     fn agree(&self) -> bool {
-        let records = |list: &DenyList| list.records().cloned().collect::<Vec<_>>();
+        let records = |list: &DenyList| list.records(None).cloned().collect::<Vec<_>>();
         self.lists.windows(2).all(|two| records(&two[0]) == records(&two[1]))
     }
 }
