@@ -81,8 +81,17 @@ pub struct Control {
     pub encapsulation_port: [u8; 2],
     /// This machine's own addresses, to which other front ends encapsulate; zero: none.
     pub address_v4: [u8; 4],
-    pub reserved: u32,
+    /// Largest IP packet in octets that reaches every front end, encapsulated where it must be.
+    pub path_mtu: u32,
     pub address_v6: [u8; 16],
+    /// Where this machine's answers to the world outside go; zero: not known.
+    pub gateway_v4: [u8; 6],
+    pub gateway_v6: [u8; 6],
+    /// The octets of IPv4 addresses that are not behind the gateway, and which of their bits count.
+    pub on_link_v4: [[u8; 4]; 2],
+    pub reserved: u32,
+    /// The same for the first half of IPv6 addresses.
+    pub on_link_v6: [[u8; 8]; 2],
 }
 
 /// Flag of [`Control`]: new connections are answered by SYN cookies, made by the program.
@@ -194,17 +203,17 @@ impl Chain {
         self.0 & Self::LATELY != 0
     }
 
-    /// Who is asked after `slot`; [`NO_SLOT`] after the last one, or if `slot` is not in the chain.
+    /// Where `slot` stands in the chain.
     #[inline(always)]
-    pub const fn after(self, slot: u8) -> u8 {
+    pub const fn position(self, slot: u8) -> Option<usize> {
         let mut i = 0;
-        while i < MAX_CHAIN - 1 {
-            if self.member(i) == slot {
-                return self.member(i + 1);
+        while i < MAX_CHAIN {
+            if self.member(i) == slot && slot != NO_SLOT {
+                return Some(i);
             }
             i += 1;
         }
-        NO_SLOT
+        None
     }
 }
 

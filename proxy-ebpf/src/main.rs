@@ -1,16 +1,26 @@
 //! The XDP program: shares the pool's connections at the NIC.
 //!
 //! It keeps no state of connections: the owner of a packet is a function of its addresses, its ports and
-//! the members. What it does not do, on purpose: it never answers TCP, never changes an IP or TCP header,
-//! and never touches what is not TCP to a known service of a virtual address, or a question for its MAC.
+//! the members. What it does not do, on purpose: it never answers TCP but by a SYN cookie in a flood, never changes
+//! more of an IP packet than its hop limit, and never touches what is not for a known service of a virtual address,
+//! an encapsulated packet of another front end, or a question for a virtual address's MAC.
 #![no_std]
 #![no_main]
 
+mod abuse;
+mod cookie;
 mod error;
+mod flow;
+mod forward;
+mod fragment;
+mod icmp;
 mod maps;
 mod neighbour;
+mod outer;
 mod packet;
+mod sockets;
 mod steer;
+mod too_big;
 
 use aya_ebpf::{
     bindings::xdp_action::{XDP_DROP, XDP_PASS, XDP_TX},
@@ -33,7 +43,7 @@ pub enum Verdict {
 
 #[xdp(frags)]
 pub fn autocluster(ctx: XdpContext) -> u32 {
-    let Some(control) = maps::CONTROL.get(0) else { return XDP_PASS };
+    let Some(control) = maps::ControlRef::open() else { return XDP_PASS };
     let (action, counter) = match steer::frame(&ctx, control) {
         Ok(Verdict::Pass(counter)) => (XDP_PASS, counter),
         Ok(Verdict::Transmit(counter)) => (XDP_TX, counter),
@@ -44,8 +54,18 @@ pub fn autocluster(ctx: XdpContext) -> u32 {
     action
 }
 
+/// Tells the daemon, which runs it as a test, what time it is here.
+#[xdp]
+pub fn clock(_ctx: XdpContext) -> u32 {
+    if let Some(now) = maps::CLOCK.get_ptr_mut(0) {
+        // SAFETY: an aligned store into the map's own memory.
+        unsafe { core::ptr::write_volatile(now, maps::jiffies()) };
+    }
+    XDP_PASS
+}
+
 // Not `#[cold]`: that puts it into a section of its own, whose calls aya 0.14 relocates wrongly.
-#[inline(never)]
+#[inline(always)]
 fn exception(ctx: &XdpContext, error: Error) -> (u32, Counter) {
     let disposition = error.disposition();
     if disposition.log {
