@@ -1,5 +1,7 @@
 //! From the membership view to what the XDP program needs: slots, MAC addresses and the bucket table.
 
+pub mod drain;
+
 use proxy_common::{
     maps::{BUCKETS, Bucket, MAX_MEMBERS},
     table::{self, Candidate},
