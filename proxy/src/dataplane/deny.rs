@@ -7,8 +7,6 @@
 
 use std::io::ErrorKind;
 use std::net::IpAddr;
-use std::os::fd::{AsFd, AsRawFd};
-use std::ptr::{read_volatile, write_volatile};
 use std::sync::atomic::{Ordering, fence};
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -19,9 +17,10 @@ use aya::{
         lpm_trie::{Key, LpmTrie},
     },
 };
-use memmap2::{MmapOptions, MmapRaw};
 use proxy_common::maps::{self, DENY_ANY, DENY_V6_WIDE, DENY_WORDS, FilterBit, MAX_DENIED};
 use proxy_core::abuse::{BitChange, Change, Filter, Prefix};
+
+use super::mapped::Mapped;
 
 /// Flags of `Control` that [`DenyMaps::flags`] speaks of.
 pub const FLAGS: u32 = DENY_ANY | DENY_V6_WIDE;
@@ -34,7 +33,7 @@ type Trie<K> = LpmTrie<MapData, K, u32>;
 pub struct DenyMaps {
     v4: Trie<[u8; 4]>,
     v6: Trie<[u8; 16]>,
-    words: Words,
+    words: Mapped<u64>,
     filter: Filter,
 }
 
@@ -51,7 +50,7 @@ impl DenyMaps {
     }
 
     fn open(v4: Trie<[u8; 4]>, v6: Trie<[u8; 16]>, filter: &MapData) -> Result<(Self, Vec<Prefix>)> {
-        let words = Words::new(filter)?;
+        let words = Mapped::of(filter, maps::DENY_FILTER, WORDS)?;
         let mut maps = Self { v4, v6, words, filter: Filter::default() };
         let present = maps.present()?;
         maps.rebuild_filter(&present);
@@ -172,36 +171,7 @@ fn explain_insert(prefix: Prefix, error: MapError) -> anyhow::Error {
     }
 }
 
-/// The words of `DENY_FILTER`, in memory that the kernel reads.
-struct Words {
-    memory: MmapRaw,
-}
-
-impl Words {
-    fn new(map: &MapData) -> Result<Self> {
-        let octets = WORDS * size_of::<u64>();
-        let memory = MmapOptions::new()
-            .len(octets.next_multiple_of(4096))
-            .map_raw(map.fd().as_fd().as_raw_fd())
-            .with_context(|| format!("failed to map {} into memory", maps::DENY_FILTER))?;
-        Ok(Self { memory })
-    }
-
-    fn element(&self, index: usize) -> *mut u64 {
-        assert!(index < WORDS, "word {index} of the deny filter");
-        self.memory.as_mut_ptr().cast::<u64>().wrapping_add(index)
-    }
-
-    fn read(&self, index: usize) -> u64 {
-        // SAFETY: `element` checked the index; the mapping lives as long as `self` and is page-aligned.
-        unsafe { read_volatile(self.element(index)) }
-    }
-
-    fn write(&self, index: usize, value: u64) {
-        // SAFETY: as in `read`; only this process writes, and the program reads a word whole.
-        unsafe { write_volatile(self.element(index), value) }
-    }
-
+impl Mapped<u64> {
     fn change(&self, BitChange { bit: FilterBit { word, mask }, set }: BitChange) {
         let former = self.read(word as usize);
         self.write(word as usize, if set { former | mask } else { former & !mask });
