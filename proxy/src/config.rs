@@ -45,6 +45,8 @@ pub struct Node {
     pub state_dir: PathBuf,
     pub control_socket: PathBuf,
     pub metrics_listen: Option<SocketAddr>,
+    /// At its end the daemon takes nothing new, and what it has gets so long.
+    pub shutdown_grace: Duration,
 }
 
 /// This node's identity in the pool, issued by the pool's CA.
@@ -69,6 +71,8 @@ pub struct Pool {
 pub struct Steering {
     pub interface: String,
     pub bpffs: PathBuf,
+    /// UDP port of packets between front ends of different segments.
+    pub encapsulation_port: u16,
     /// Share of new connections relative to the other front ends.
     pub weight: u16,
 }
@@ -173,8 +177,9 @@ fn node(reader: &mut Reader, root: &mut Table<'_>) -> Option<Node> {
     let state_dir = reader.or(&mut table, "state_dir", PathBuf::from(DEFAULT_STATE_DIR));
     let control_socket = reader.or(&mut table, "control_socket", PathBuf::from(DEFAULT_CONTROL_SOCKET));
     let metrics_listen = reader.optional(&mut table, "metrics_listen");
+    let shutdown_grace = reader.or(&mut table, "shutdown_grace", Duration::from_secs(10));
     reader.close(table);
-    Some(Node { name: name?, state_dir, control_socket, metrics_listen })
+    Some(Node { name: name?, state_dir, control_socket, metrics_listen, shutdown_grace })
 }
 
 /// The `[identity]` table, of front ends and back ends alike.
@@ -236,12 +241,13 @@ fn steering(reader: &mut Reader, root: &mut Table<'_>) -> Option<Steering> {
         reader.fault(&table, "interface", format!("there is no interface {name} (ip link lists them)"));
     }
     let bpffs = reader.or(&mut table, "bpffs", PathBuf::from(DEFAULT_BPFFS));
+    let encapsulation_port = reader.or(&mut table, "encapsulation_port", 7_401_u16);
     let weight = reader.or(&mut table, "weight", 100_u16);
     if weight == 0 {
         reader.fault(&table, "weight", "should be at least 1");
     }
     reader.close(table);
-    Some(Steering { interface: interface?, bpffs, weight })
+    Some(Steering { interface: interface?, bpffs, encapsulation_port, weight })
 }
 
 #[allow(clippy::option_option, reason = "outer: is the table right; inner: is it there")]

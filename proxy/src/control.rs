@@ -1,7 +1,7 @@
 //! The control socket: a Unix stream socket on which the CLI asks the daemon. One line of JSON each way.
 
 use std::{
-    fs,
+    fmt, fs,
     future::Future,
     io::{self, BufRead, BufReader, Write},
     net::SocketAddr,
@@ -84,6 +84,39 @@ pub enum Response {
     SteerStats(SteerStats),
     Trace(Box<Trace>),
     Error(String),
+}
+
+impl Response {
+    /// What is answered, without its kind.
+    ///
+    /// # Errors
+    /// It cannot be written as JSON.
+    pub fn to_json(&self) -> Result<String> {
+        let text = match self {
+            Self::Status(answer) => serde_json::to_string_pretty(answer),
+            Self::Drain(answer) => serde_json::to_string_pretty(answer),
+            Self::Weight(answer) => serde_json::to_string_pretty(answer),
+            Self::Steer(answer) => serde_json::to_string_pretty(answer),
+            Self::SteerStats(answer) => serde_json::to_string_pretty(answer),
+            Self::Trace(answer) => serde_json::to_string_pretty(answer),
+            Self::Error(error) => serde_json::to_string_pretty(error),
+        };
+        text.context("failed to print the answer")
+    }
+}
+
+impl fmt::Display for Response {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Status(answer) => answer.fmt(f),
+            Self::Drain(answer) => answer.fmt(f),
+            Self::Weight(answer) => answer.fmt(f),
+            Self::Steer(answer) => answer.fmt(f),
+            Self::SteerStats(answer) => answer.fmt(f),
+            Self::Trace(answer) => answer.fmt(f),
+            Self::Error(error) => error.fmt(f),
+        }
+    }
 }
 
 /// The socket, bound.

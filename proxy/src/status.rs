@@ -187,8 +187,17 @@ fn duration(seconds: u64) -> String {
     }
 }
 
+/// [`table`] as text.
+#[must_use]
+pub fn table_text(head: &[&str], rows: impl Iterator<Item = Vec<String>>) -> String {
+    let mut text = String::new();
+    // Writing to a string does not fail.
+    let _written = table(&mut text, head, rows);
+    text
+}
+
 /// An empty line, the head, and the rows, in columns as wide as they need to be.
-fn table(f: &mut fmt::Formatter<'_>, head: &[&str], rows: impl Iterator<Item = Vec<String>>) -> fmt::Result {
+fn table(f: &mut impl fmt::Write, head: &[&str], rows: impl Iterator<Item = Vec<String>>) -> fmt::Result {
     let mut lines = vec![head.iter().map(ToString::to_string).collect()];
     lines.extend(rows);
     let width = |column: usize| lines.iter().map(|l: &Vec<String>| l[column].chars().count()).max().unwrap_or(0);

@@ -97,6 +97,7 @@ impl Settings {
 }
 
 /// Describes this node to the pool: its name is the one its certificate proves, its generation the time of its start.
+/// It joins at first; whoever sets its state says when it serves.
 ///
 /// # Errors
 /// When the identity is not a front end's, others can't reach the address, or the clock stands before 1970.

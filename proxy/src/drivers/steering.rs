@@ -23,9 +23,11 @@ use crate::{
 mod census;
 mod driver;
 mod links;
+mod path;
 mod reach;
 mod snapshot;
 
+pub use path::Link;
 pub use reach::Here;
 pub use snapshot::Snapshot;
 
@@ -51,15 +53,14 @@ impl SharedDataplane {
 }
 
 /// What is steered, and where.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Settings {
     pub key: SteeringKey,
     pub vips: Vec<IpAddr>,
-    /// Whose connections are steered.
-    pub services: Vec<SocketAddr>,
+    /// Whose connections are steered, and their listening sockets.
+    pub services: Vec<(SocketAddr, socket2::Socket)>,
     pub here: Here,
-    /// Index of the interface that packets are steered on.
-    pub interface: u32,
+    pub link: Link,
 }
 
 #[derive(Debug)]

@@ -7,27 +7,18 @@ use proxy_common::hash::{SteeringKey, connection_bucket};
 
 use crate::sockets::{self, State};
 
-/// All connections of this front end at one moment.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(super) struct Census {
-    /// The bucket of each, in no order.
-    pub(super) buckets: Vec<u32>,
-    /// Those that have not ended: all but TIME_WAIT.
-    pub(super) open: usize,
-}
-
-impl Census {
-    /// Asks the kernel; blocks for milliseconds.
-    pub(super) fn take(key: SteeringKey, services: &BTreeSet<SocketAddr>) -> Result<Self> {
-        let mut census = Self::default();
-        sockets::connections(|connection| {
-            if services.contains(&connection.local) {
-                census.buckets.push(connection_bucket(key, connection.remote, connection.local));
-                census.open += usize::from(connection.state != State::TimeWait);
-            }
-        })?;
-        Ok(census)
-    }
+/// The bucket of each connection that has not ended (TIME_WAIT), in no order. Blocks for milliseconds.
+///
+/// # Errors
+/// The kernel does not list them.
+pub(super) fn take(key: SteeringKey, services: &BTreeSet<SocketAddr>) -> Result<Vec<u32>> {
+    let mut buckets = vec![];
+    sockets::connections(|connection| {
+        if connection.state != State::TimeWait && services.contains(&connection.local) {
+            buckets.push(connection_bucket(key, connection.remote, connection.local));
+        }
+    })?;
+    Ok(buckets)
 }
 
 #[cfg(test)]
@@ -39,15 +30,19 @@ mod tests {
     const KEY: SteeringKey = SteeringKey { k0: 1, k1: 2 };
 
     #[test]
-    fn only_connections_to_services_count() {
+    fn only_connections_to_services_count_and_only_until_they_have_ended() {
         let [service, other] = [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
         let address = service.local_addr().unwrap();
         let client = TcpStream::connect(address).unwrap();
         let _else = TcpStream::connect(other.local_addr().unwrap()).unwrap();
-        let (_accepted, remote) = service.accept().unwrap();
-        let census = Census::take(KEY, &BTreeSet::from([address])).unwrap();
-        let expected = Census { buckets: vec![connection_bucket(KEY, remote, address)], open: 1 };
-        assert_eq!(census, expected);
+        let (accepted, remote) = service.accept().unwrap();
+        let services = BTreeSet::from([address]);
+        assert_eq!(take(KEY, &services).unwrap(), [connection_bucket(KEY, remote, address)]);
+        drop(accepted);
         drop(client);
+        // It is in TIME_WAIT as soon as the client's end is acknowledged.
+        while !take(KEY, &services).unwrap().is_empty() {
+            std::thread::yield_now();
+        }
     }
 }

@@ -13,7 +13,7 @@ use proxy_common::maps;
 use proxy_core::{
     cluster::{Node, NodeState},
     steering::{
-        Action, Holdings, Machine, Member, Plan,
+        Action, Machine, Member, Plan, Standing,
         drain::{Lifecycle, Stance},
     },
 };
@@ -25,11 +25,13 @@ use tracing::{error, info, warn};
 
 use super::{
     Command, Settings, SharedDataplane,
-    census::Census,
+    census,
     links::{Heard, Links},
+    path,
     snapshot::Snapshot,
 };
 use crate::{
+    dataplane::Network,
     drivers::cluster::{Cluster, View},
     netdev::{self, MacAddress},
 };
@@ -38,6 +40,8 @@ use crate::{
 /// that dies, other front ends do, and two must not.
 const ALIVE_FOR: Duration = Duration::from_millis(800);
 const ALIVE_EVERY: Duration = Duration::from_millis(200);
+/// After the kernel did not list the connections.
+const CENSUS_RETRY: Duration = Duration::from_millis(500);
 /// Routes and neighbours change without a word.
 const NEXT_HOPS_EVERY: Duration = Duration::from_secs(1);
 
@@ -54,13 +58,18 @@ pub(super) struct Driver {
     plan: Option<Arc<Plan>>,
     /// What the others were told this node is.
     told: Stance,
-    open: usize,
+    connections: usize,
+    /// To members beyond the segment, and to the world outside.
     next_hops: BTreeMap<IpAddr, MacAddress>,
+    /// As the program was told.
+    network: Option<Network>,
     /// Members as the program has them, by slot.
     members: Vec<maps::Member>,
-    /// The stream that each member's newest holdings came on, and of how many buckets they are.
-    heard: BTreeMap<String, (u64, u64)>,
-    census: Option<JoinHandle<Result<Census>>>,
+    /// Buckets that each member owns by the plan.
+    shares: BTreeMap<String, u32>,
+    census: Option<JoinHandle<Result<Vec<u32>>>>,
+    /// Asked for while the one that runs had begun: it may have looked already.
+    census_again: bool,
     finding: Option<JoinHandle<Result<BTreeMap<IpAddr, MacAddress>>>>,
     version: u64,
     snapshot: watch::Sender<Arc<Snapshot>>,
@@ -76,7 +85,7 @@ impl Driver {
     ) -> Self {
         let machine = Machine::new(cluster.view().borrow().me.as_str());
         Self {
-            services: Arc::new(settings.services.iter().copied().collect()),
+            services: Arc::new(settings.services.iter().map(|(address, _)| *address).collect()),
             settings,
             dataplane,
             cluster,
@@ -86,11 +95,13 @@ impl Driver {
             view: None,
             plan: None,
             told: Stance::Joining,
-            open: 0,
+            connections: 0,
             next_hops: BTreeMap::new(),
+            network: None,
             members: vec![],
-            heard: BTreeMap::new(),
+            shares: BTreeMap::new(),
             census: None,
+            census_again: false,
             finding: None,
             version: 0,
             snapshot,
@@ -112,7 +123,9 @@ impl Driver {
                     }
                     Err(_ended) => return self.leave(),
                 },
-                Some(heard) = heard.recv() => self.handle_holdings(heard),
+                Some(Heard { from, holdings }) = heard.recv() => {
+                    self.machine.handle_holdings(Instant::now(), &from, holdings);
+                }
                 Some(command) = commands.recv() => self.handle_command(command),
                 census = finished(&mut self.census) => self.handle_census(census),
                 found = finished(&mut self.finding) => self.handle_next_hops(found),
@@ -142,9 +155,9 @@ impl Driver {
             return;
         }
         self.links.handle_members(view.others());
-        self.heard.retain(|name, _| view.members.iter().any(|node| node.name.as_str() == name));
         self.view = Some(Arc::clone(&view));
         self.find_next_hops();
+        self.set_network();
         self.drain_actions();
         let owned: Vec<IpAddr> = view.own_vips().collect();
         self.set_vips(&owned);
@@ -158,22 +171,11 @@ impl Driver {
         );
     }
 
-    fn handle_holdings(&mut self, heard: Heard) {
-        let Heard { from, stream, holdings } = heard;
-        let newest = self.heard.get(&from).map_or(0, |(newest, _)| *newest);
-        if stream < newest {
-            return;
-        }
-        self.heard.insert(from.clone(), (stream, holdings.buckets.len()));
-        self.machine.handle_holdings(Instant::now(), &from, holdings);
-    }
-
     fn handle_command(&mut self, command: Command) {
         // Whoever asked may have gone away meanwhile: then nobody waits for the answer.
         let _unheard = match command {
             Command::Drain(limit, answer) => {
                 self.life.handle_drain(Instant::now(), limit);
-                self.enumerate();
                 answer.send(()).is_ok()
             }
             Command::Undrain(answer) => answer.send(self.life.handle_undrain()).is_ok(),
@@ -184,15 +186,21 @@ impl Driver {
         };
     }
 
-    fn handle_census(&mut self, census: Result<Census>) {
+    fn handle_census(&mut self, census: Result<Vec<u32>>) {
         let now = Instant::now();
         match census {
-            Ok(census) => {
-                self.open = census.open;
-                self.life.handle_connections(now, census.open);
-                self.machine.handle_sockets(now, census.buckets);
+            Ok(buckets) => {
+                self.connections = buckets.len();
+                self.life.handle_connections(now, buckets.len());
+                if !std::mem::take(&mut self.census_again) {
+                    return self.machine.handle_sockets(now, buckets);
+                }
+                self.enumerate(Duration::ZERO);
             }
-            Err(error) => warn!(error = format!("{error:#}"), "this front end's connections are not known"),
+            Err(error) => {
+                warn!(error = format!("{error:#}"), "this front end's connections are not known");
+                self.enumerate(CENSUS_RETRY);
+            }
         }
     }
 
@@ -202,6 +210,7 @@ impl Driver {
             Ok(found) => self.next_hops.extend(found),
             Err(error) => warn!(error = format!("{error:#}"), "the ways to members beyond the segment are not known"),
         }
+        self.set_network();
         if let Some(plan) = self.plan.clone()
             && self.members_of(&plan) != self.members
         {
@@ -213,8 +222,8 @@ impl Driver {
         while let Some(action) = self.machine.poll_action() {
             match action {
                 Action::Apply(plan) => self.apply(&plan),
-                Action::Enumerate => self.enumerate(),
-                Action::Tell(holdings) => self.tell(&holdings),
+                Action::Enumerate => self.enumerate(Duration::ZERO),
+                Action::Tell(holdings) => self.links.tell(&holdings),
             }
         }
     }
@@ -235,6 +244,8 @@ impl Driver {
         );
         self.members = members;
         self.plan = Some(Arc::clone(plan));
+        let shares = self.machine.shares();
+        self.shares = shares.map(|(name, n)| (name.to_owned(), u32::try_from(n).unwrap_or(u32::MAX))).collect();
     }
 
     /// The plan's members as the program needs them, by slot.
@@ -251,28 +262,53 @@ impl Driver {
         plan.members.iter().map(member).collect()
     }
 
-    fn enumerate(&mut self) {
-        // One that runs may have looked already: the machine asks again, so it is enough to let that one end.
-        if self.census.is_none() {
-            let (key, services) = (self.settings.key, Arc::clone(&self.services));
-            self.census = Some(tokio::task::spawn_blocking(move || Census::take(key, &services)));
+    /// Lists this front end's connections, after a pause.
+    fn enumerate(&mut self, pause: Duration) {
+        if self.census.is_some() {
+            self.census_again = true;
+            return;
         }
-    }
-
-    fn tell(&self, holdings: &Holdings) {
-        self.links.tell(holdings);
+        let (key, services) = (self.settings.key, Arc::clone(&self.services));
+        self.census = Some(tokio::spawn(async move {
+            tokio::time::sleep(pause).await;
+            tokio::task::spawn_blocking(move || census::take(key, &services)).await.context("a task was lost")?
+        }));
     }
 
     fn find_next_hops(&mut self) {
-        let Some(view) = &self.view else { return };
-        let here = &self.settings.here;
-        let addresses = view.others().map(|node| node.address.ip().to_canonical());
-        let beyond: Vec<IpAddr> = addresses.filter(|address| !here.is_direct(*address)).collect();
-        self.next_hops.retain(|address, _| beyond.contains(address));
-        if !beyond.is_empty() && self.finding.is_none() {
-            let interface = self.settings.interface;
-            self.finding = Some(tokio::spawn(async move { netdev::next_hops(interface, &beyond).await }));
+        let wanted: Vec<IpAddr> = self.beyond().chain(path::OUTSIDE).collect();
+        self.next_hops.retain(|address, _| wanted.contains(address));
+        if self.finding.is_none() {
+            let index = self.settings.link.index;
+            self.finding = Some(tokio::spawn(async move { netdev::next_hops(index, &wanted).await }));
         }
+    }
+
+    /// Members that packets are encapsulated for.
+    fn beyond(&self) -> impl Iterator<Item = IpAddr> {
+        let others = self.view.iter().flat_map(|view| view.others());
+        others.map(|node| node.address.ip().to_canonical()).filter(|address| !self.settings.here.is_direct(*address))
+    }
+
+    /// Tells the program of the network, and clients how large their packets may be, where that is new.
+    fn set_network(&mut self) {
+        let Settings { here, link, services, .. } = &self.settings;
+        let gateways = path::OUTSIDE.map(|address| self.next_hops.get(&address).copied());
+        let network = path::network(here, link, self.beyond(), gateways);
+        if self.network == Some(network) {
+            return;
+        }
+        self.dataplane.lock().set_network(&network);
+        if self.network.is_none_or(|former| former.path_mtu != network.path_mtu) {
+            for (address, listener) in services {
+                // Zero: as large as the interface allows.
+                let size = path::segment_size(address.ip(), network.path_mtu, link.mtu).unwrap_or(0);
+                if let Err(error) = listener.set_tcp_mss(size) {
+                    warn!(%error, %address, size, "the segment size cannot be set: large packets may be lost");
+                }
+            }
+        }
+        self.network = Some(network);
     }
 
     /// Tells the pool what this node has become.
@@ -293,7 +329,13 @@ impl Driver {
 
     fn keep_alive(&self) {
         let serves = self.view.as_ref().is_some_and(|view| view.own_state() != NodeState::Joining);
-        self.dataplane.lock().keep_alive(if serves { ALIVE_FOR } else { Duration::ZERO });
+        self.show_life(if serves { ALIVE_FOR } else { Duration::ZERO });
+    }
+
+    fn show_life(&self, time: Duration) {
+        if let Err(error) = self.dataplane.lock().keep_alive(time) {
+            error!(error = format!("{error:#}"), "the XDP program takes this daemon for dead");
+        }
     }
 
     fn set_vips(&self, owned: &[IpAddr]) {
@@ -305,7 +347,7 @@ impl Driver {
 
     /// This front end has left the pool: from now on others answer for all addresses, and take what is new.
     fn leave(&self) {
-        self.dataplane.lock().keep_alive(Duration::ZERO);
+        self.show_life(Duration::ZERO);
         self.set_vips(&[]);
     }
 
@@ -321,10 +363,10 @@ impl Driver {
             settled: self.machine.is_settled(),
             stopping: self.life.is_stopping(),
             takes_nothing,
-            connections: self.open,
+            connections: self.connections,
             strays: self.machine.strays(),
-            holdings: self.heard.iter().map(|(name, (_, buckets))| (name.clone(), *buckets)).collect(),
-            shares: self.machine.shares(),
+            holdings: self.machine.holdings().map(|(name, buckets)| (name.to_owned(), buckets)).collect(),
+            shares: self.shares.clone(),
             members: self.members.clone(),
             drain: self.life.drain().copied(),
         };
@@ -337,8 +379,13 @@ fn member(node: &Node) -> Member {
     Member {
         name: node.name.as_str().to_owned(),
         generation: node.generation,
+        revision: node.revision,
         weight: node.weight,
-        active: node.state == NodeState::Active,
+        standing: match node.state {
+            NodeState::Active => Standing::Active,
+            NodeState::Draining => Standing::Draining,
+            NodeState::Joining => Standing::Joining,
+        },
     }
 }
 

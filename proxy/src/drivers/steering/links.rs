@@ -13,7 +13,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use proxy_core::{
     cluster::{Node, NodeName},
-    steering::Holdings,
+    steering::{Holdings, MAX_HOLDINGS},
 };
 use quinn::{RecvStream, SendStream};
 use tokio::{
@@ -24,8 +24,6 @@ use tracing::{debug, warn};
 
 use crate::transport::{IncomingStream, Role, StreamKind, Transport};
 
-/// Longest holdings on the wire in octets: all buckets of a table are 32 KiB as a bitmap.
-const MAX_FRAME: usize = 64 * 1024;
 /// A peer that has not taken its holdings by then is dialled anew.
 const SEND_DEADLINE: Duration = Duration::from_secs(2);
 /// After a failure, before the peer is tried again.
@@ -38,8 +36,6 @@ const MAX_STREAMS: usize = 2 * proxy_common::maps::MAX_MEMBERS as usize;
 pub struct Heard {
     /// Its name, as its certificate proves it.
     pub from: String,
-    /// Counts the streams: what comes on a stream that the peer has replaced is old.
-    pub stream: u64,
     pub holdings: Holdings,
 }
 
@@ -143,7 +139,6 @@ impl Link {
 /// Reads the streams that other front ends open until there are no more.
 pub async fn receive(mut streams: mpsc::Receiver<IncomingStream>, heard: mpsc::Sender<Heard>) {
     let slots = Arc::new(Semaphore::new(MAX_STREAMS));
-    let mut count = 0;
     while let Some(stream) = streams.recv().await {
         let IncomingStream { remote, peer, recv, .. } = stream;
         if peer.role != Role::Frontend {
@@ -154,10 +149,9 @@ pub async fn receive(mut streams: mpsc::Receiver<IncomingStream>, heard: mpsc::S
             warn!(%peer, %remote, "too many steering streams: refused");
             continue;
         };
-        count += 1;
-        let (heard, stream) = (heard.clone(), count);
+        let heard = heard.clone();
         tokio::spawn(async move {
-            if let Err(error) = read(recv, &peer.name, stream, &heard).await {
+            if let Err(error) = read(recv, &peer.name, &heard).await {
                 debug!(%peer, %remote, error = format!("{error:#}"), "a steering stream ended");
             }
             drop(slot);
@@ -165,12 +159,12 @@ pub async fn receive(mut streams: mpsc::Receiver<IncomingStream>, heard: mpsc::S
     }
 }
 
-async fn read(mut stream: RecvStream, from: &str, count: u64, heard: &mpsc::Sender<Heard>) -> Result<()> {
+async fn read(mut stream: RecvStream, from: &str, heard: &mpsc::Sender<Heard>) -> Result<()> {
     loop {
         let mut length = [0; 4];
         stream.read_exact(&mut length).await.context("no more")?;
         let length = usize::try_from(u32::from_be_bytes(length)).unwrap_or(usize::MAX);
-        ensure!(length <= MAX_FRAME, "holdings of {length} octets");
+        ensure!(length <= MAX_HOLDINGS, "holdings of {length} octets");
         let mut bytes = vec![0; length];
         stream.read_exact(&mut bytes).await.context("broken off")?;
         let holdings = match Holdings::decode(&bytes) {
@@ -180,7 +174,7 @@ async fn read(mut stream: RecvStream, from: &str, count: u64, heard: &mpsc::Send
                 return Err(error.into());
             }
         };
-        heard.send(Heard { from: from.to_owned(), stream: count, holdings }).await.context("nobody listens")?;
+        heard.send(Heard { from: from.to_owned(), holdings }).await.context("nobody listens")?;
     }
 }
 
