@@ -28,6 +28,7 @@ use crate::{
     control::Control,
     dataplane::{self, Dataplane, ProgramLog},
     drivers::{
+        abuse::{self, Abuse},
         announcer,
         cluster::{Cluster, Settings, View, own_node},
         directory::{DirectoryDriver, SharedDirectory},
@@ -79,6 +80,7 @@ struct Prepared {
     /// Who the agents are told to push to.
     front_ends: watch::Sender<Vec<SocketAddr>>,
     dataplane: SharedDataplane,
+    abuse: (Abuse, abuse::Maps),
     logger: ProgramLog,
     announcer: Announcer,
     here: Here,
@@ -109,7 +111,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<()> {
             return Err(error);
         }
     };
-    let Prepared { me, settings, sockets, directory, front_ends, dataplane, logger, announcer, here, link, weight, mac } =
+    let Prepared { me, settings, sockets, directory, front_ends, dataplane, abuse, logger, announcer, here, link, weight, mac } =
         prepared;
 
     let Incoming { datagrams, streams } = sockets.incoming;
@@ -134,6 +136,8 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<()> {
     let transport = sockets.transport.clone();
     let (steering, steered) =
         Steering::spawn(steering, dataplane.clone(), cluster.clone(), transport, streams.steering);
+    let (abuse, deny_maps) = abuse;
+    let defence = abuse.spawn(deny_maps, sockets.transport.clone(), cluster.view(), streams.deny);
     let reporter = Reporter {
         started,
         name: config.node.name.clone(),
@@ -143,6 +147,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<()> {
         scanner: scanner.clone(),
         dataplane: dataplane.clone(),
         steering: steering.snapshot(),
+        abuse: abuse.clone(),
         weight: weight.clone(),
         metrics: Arc::clone(&metrics),
     };
@@ -151,6 +156,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<()> {
         cluster: cluster.clone(),
         steering: steering.clone(),
         dataplane: dataplane.clone(),
+        abuse: abuse.clone(),
         weight,
         key: config.pool.key,
         mac,
@@ -169,7 +175,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<()> {
     ];
     if let Some(listener) = sockets.metrics {
         let collector =
-            crate::report::collector(dataplane.clone(), steering.snapshot(), stats, directory.directory());
+            crate::report::collector(dataplane.clone(), (steering.snapshot(), abuse.clone()), stats, directory.directory());
         tokio::spawn(metrics::serve(listener, metrics::registry(&metrics, vec![collector])));
     }
     info!(node = config.node.name, vips = ?config.pool.vips, "serving");
@@ -184,7 +190,10 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<()> {
     if let Err(error) = directory.store_now().await {
         warn!(error = format!("{error:#}"), "failed to store the directory");
     }
-    background.iter().for_each(tokio::task::JoinHandle::abort);
+    if let Err(error) = abuse.store_now().await {
+        warn!(error = format!("{error:#}"), "failed to store the deny list");
+    }
+    background.iter().chain(&defence).for_each(tokio::task::JoinHandle::abort);
     sockets.transport.shutdown().await;
     Ok(())
 }
@@ -263,13 +272,14 @@ async fn prepare(config: &Config, identity: &Identity, with_tls: bool) -> Result
     let settings = Settings::new(config.pool.seeds.clone(), config.pool.vips.clone())?;
     let (dataplane, logger) = prepare_dataplane(config, interface.mac, with_tls)?;
     let dataplane = SharedDataplane::new(dataplane);
+    let abuse = Abuse::open(&config.node.name, &config.node.state_dir, config.abuse, dataplane.clone())?;
     let link = Link {
         index: interface.index,
         mtu: interface.mtu,
         encapsulation_port: config.steering.encapsulation_port,
     };
     let mac = interface.mac;
-    Ok(Prepared { me, settings, sockets, directory, front_ends, dataplane, logger, announcer, here, link, weight, mac })
+    Ok(Prepared { me, settings, sockets, directory, front_ends, dataplane, abuse, logger, announcer, here, link, weight, mac })
 }
 
 fn prepare_dataplane(config: &Config, mac: [u8; 6], with_tls: bool) -> Result<(Dataplane, ProgramLog)> {

@@ -14,9 +14,9 @@ use clap::{Args, Subcommand};
 use proxy_core::abuse::{Prefix, Reason};
 
 use super::{SocketArgs, StatusArgs};
-use crate::control::{
-    self, CookiesMode, CookiesRequest, DenyEntry, DenyRequest, DenyResponse, LimitRequest, MAX_PREFIXES, Request,
-    Response,
+use crate::{
+    control::{self, CookiesRequest, DenyRequest, LimitRequest, MAX_PREFIXES, Request, Response},
+    status::abuse::{CookiesMode, DenyEntry, DenyResponse},
 };
 
 const UNTOLD: &str = "failed to write to standard output";
@@ -146,7 +146,10 @@ pub fn deny(command: DenyCommand, out: &mut impl Write) -> Result<()> {
         DenyCommand::Add(AddArgs { prefixes, time, reason, output }) => {
             // A part of a second is a whole one.
             let for_seconds = time.map(|time| time.as_secs() + u64::from(time.subsec_nanos() > 0));
-            ensure!(for_seconds != Some(0), "--for: should be longer than nothing; to allow again: autocluster deny rm");
+            ensure!(
+                for_seconds != Some(0),
+                "--for: should be longer than nothing; to allow again: autocluster deny rm"
+            );
             change(&prefixes, &output, out, |prefixes| DenyRequest::Add {
                 prefixes,
                 for_seconds,
@@ -202,7 +205,8 @@ fn read_file(file: &Path) -> Result<String> {
 }
 
 fn parse_file(file: &Path, text: &str) -> Result<Vec<Prefix>> {
-    let lines = (1..).zip(text.lines()).map(|(number, line)| (number, line.split(['#', ';']).next().unwrap_or("").trim()));
+    let lines =
+        (1..).zip(text.lines()).map(|(number, line)| (number, line.split(['#', ';']).next().unwrap_or("").trim()));
     let prefixes = lines.filter(|(_, line)| !line.is_empty()).map(|(number, line): (u32, &str)| {
         line.parse().map_err(|error| anyhow!("{}:{number}: {line}: {error}", file.display()))
     });
@@ -212,10 +216,8 @@ fn parse_file(file: &Path, text: &str) -> Result<Vec<Prefix>> {
 const OTHER: &str = "the daemon answered something else: is it of another version?";
 
 fn ask(daemon: &SocketArgs, request: DenyRequest) -> Result<DenyResponse> {
-    match control::ask(&daemon.socket, &Request::Deny(request))? {
-        Response::Deny(answer) => Ok(answer),
-        _ => bail!(OTHER),
-    }
+    let Response::Deny(answer) = control::ask(&daemon.socket, &Request::Deny(request))? else { bail!(OTHER) };
+    Ok(answer)
 }
 
 fn show(output: &StatusArgs, out: &mut impl Write, response: &Response) -> Result<()> {

@@ -97,7 +97,9 @@ impl DenyMaps {
         let failures: Vec<anyhow::Error> = failures.collect();
         let count = failures.len();
         match failures.into_iter().next() {
-            Some(error) if count > 1 => Err(error.context(format!("{count} changes of the deny list failed; the first"))),
+            Some(error) if count > 1 => {
+                Err(error.context(format!("{count} changes of the deny list failed; the first")))
+            }
             Some(error) => Err(error),
             None => Ok(()),
         }
@@ -233,7 +235,10 @@ mod tests {
     #[test]
     fn what_is_denied_is_found_and_what_is_allowed_is_not() {
         let Some(mut kernel) = Kernel::new(64) else { return };
-        kernel.maps.apply(&[deny("192.0.2.0/25"), deny("192.0.2.200"), deny("2001:db8::/32"), deny("10.0.0.0/8")]).unwrap();
+        kernel
+            .maps
+            .apply(&[deny("192.0.2.0/25"), deny("192.0.2.200"), deny("2001:db8::/32"), deny("10.0.0.0/8")])
+            .unwrap();
         let all = ["192.0.2.7", "192.0.2.200", "10.200.3.4", "2001:db8::1"];
         assert!(all.iter().all(|address| kernel.denies(address)));
         assert!(!kernel.denies("192.0.2.201") && !kernel.denies("2001:db9::1") && !kernel.denies("11.0.0.0"));
@@ -251,7 +256,8 @@ mod tests {
     #[test]
     fn a_full_map_is_told_and_the_others_are_denied() {
         let Some(mut kernel) = Kernel::new(2) else { return };
-        let error = kernel.maps.apply(&[deny("192.0.2.1"), deny("192.0.2.2"), deny("192.0.3.1"), deny("::1")]).unwrap_err();
+        let error =
+            kernel.maps.apply(&[deny("192.0.2.1"), deny("192.0.2.2"), deny("192.0.3.1"), deny("::1")]).unwrap_err();
         assert!(error.to_string().contains("192.0.3.1 is not denied: the kernel's table is full"), "{error}");
         assert!(kernel.denies("192.0.2.2") && kernel.denies("::1") && !kernel.denies("192.0.3.1"));
         assert!(!kernel.is_set(FilterBit::v4([192, 0, 3, 1])), "no bit without a prefix");

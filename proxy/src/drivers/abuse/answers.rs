@@ -9,10 +9,8 @@ use proxy_core::abuse::{Denial, DenyError, DenyList, FloodSwitch, Limit, Mode, P
 
 use super::list::unix_now;
 use super::{Abuse, lock, nic};
-use crate::control::{
-    AbuseStatus, CookiesMode, CookiesRequest, CookiesStatus, DenyEntry, DenyRequest, DenyResponse, LimitRequest,
-    LimitStatus, MAX_PREFIXES, PAGE,
-};
+use crate::control::{CookiesRequest, DenyRequest, LimitRequest, MAX_PREFIXES, PAGE};
+use crate::status::abuse::{AbuseStatus, CookiesMode, CookiesStatus, DenyEntry, DenyResponse, LimitStatus};
 
 impl Abuse {
     /// Changes or shows the pool's deny list.
