@@ -6,15 +6,18 @@ use aya_ebpf::{
     helpers::{bpf_sk_release, bpf_skc_lookup_tcp, bpf_tcp_gen_syncookie},
     programs::XdpContext,
 };
-use proxy_common::{maps::Counter, steer::HOPS};
+use proxy_common::{
+    maps::{Counter, PeerSlots},
+    steer::HOPS,
+};
 
 use crate::{
-    Verdict,
+    Handle, Verdict,
     error::Error,
-    flow::{Flow, Place},
+    flow::{Flow, Place, V4, V6},
     forward::address,
     maps::ControlRef,
-    packet::{IPV4, IPV6, Ipv4, Ipv6, PROTOCOL_TCP, TCP, Tcp, adjust_tail, at, fold, length, read, sum, write},
+    packet::{ETHERNET, IPV4, IPV6, Ipv4, Ipv6, PROTOCOL_TCP, TCP, Tcp, VLAN, adjust_tail, at, fold, length, read, sum, write},
     sockets::{TUPLE_V4, TUPLE_V6, TupleV4, TupleV6},
     too_big::way_back,
 };
@@ -28,22 +31,40 @@ const WINDOW: u16 = 65_535;
 const OPTION_MSS: u32 = 0x0204_0000;
 const ANSWER: usize = TCP + 4;
 
-/// Answers a SYN by a cookie; where that cannot be, the kernel has it, which makes cookies too.
+/// Answers a SYN by a cookie; where that cannot be, the kernel has it, which makes cookies too. `on_link`: the client is on
+/// this machine's segment.
 #[inline(always)]
-pub fn answer<F: Flow>(
-    ctx: &XdpContext,
-    control: ControlRef,
-    flow: &F,
-    place: Place,
-    came_with: u8,
-) -> Result<Verdict, Error> {
-    let to_kernel = Ok(Verdict::Pass(Counter::OwnNew));
+pub fn answer<F: Flow>(ctx: &XdpContext, place: Place, on_link: bool, came_with: u8) -> Result<Verdict, Error> {
     let ip = if F::V6 { IPV6 } else { IPV4 };
-    // Options, extension headers and data are left to the kernel, and so is a client to whom we do not know the way.
-    if place.l4 != place.l3 + ip || length(ctx) > place.l4 + LONGEST_TCP || !knows_way(control, flow, came_with) {
-        return to_kernel;
+    // Options, extension headers and data are left to the kernel. So is a client on the segment whose SYN came by
+    // another front end: only the kernel knows its MAC address.
+    let plain = place.l4 == place.l3 + ip && length(ctx) <= place.l4 + LONGEST_TCP;
+    if !plain || on_link && came_with <= HOPS {
+        return Ok(Verdict::pass(Counter::OwnNew));
     }
-    let Some(mac) = way_back(ctx, F::V6, came_with)? else { return to_kernel };
+    let (handle, tagged, outside) = (Handle::of(ctx), place.l3 != ETHERNET, came_with > HOPS);
+    Verdict::returned(if F::V6 { answer_v6(handle, tagged, outside) } else { answer_v4(handle, tagged, outside) })
+}
+
+#[inline(never)]
+fn answer_v4(handle: Handle, tagged: bool, outside: bool) -> u64 {
+    let ctx = handle.open();
+    Verdict::word(make_answer::<V4>(&ctx, if tagged { ETHERNET + VLAN } else { ETHERNET }, outside))
+}
+
+#[inline(never)]
+fn answer_v6(handle: Handle, tagged: bool, outside: bool) -> u64 {
+    let ctx = handle.open();
+    Verdict::word(make_answer::<V6>(&ctx, if tagged { ETHERNET + VLAN } else { ETHERNET }, outside))
+}
+
+#[inline(always)]
+fn make_answer<F: Flow>(ctx: &XdpContext, l3: usize, outside: bool) -> Result<Verdict, Error> {
+    let to_kernel = Ok(Verdict::pass(Counter::OwnNew));
+    let ip = if F::V6 { IPV6 } else { IPV4 };
+    let place = Place { l3, l4: l3 + ip, sender: PeerSlots::NONE };
+    let control = ControlRef::open().ok_or(Error::NoTable)?;
+    let Some(mac) = way_back(ctx, F::V6, outside)? else { return to_kernel };
     let tcp = read::<Tcp>(ctx, place.l4)?;
     let grow = (place.l4 + LONGEST_TCP) as i32 - length(ctx) as i32;
     adjust_tail(ctx, grow)?;
@@ -67,13 +88,7 @@ pub fn answer<F: Flow>(
     write(ctx, place.l4 + TCP, (OPTION_MSS | (path - (ip + TCP) as u32) & 0xffff).to_be())?;
     if F::V6 { return_v6(ctx, place)? } else { return_v4(ctx, place)? }
     address(ctx, mac)?;
-    Ok(Verdict::Transmit(Counter::CookieSent))
-}
-
-/// A client on the segment whose SYN came by another front end: only the kernel knows its MAC address.
-#[inline(always)]
-fn knows_way<F: Flow>(control: ControlRef, flow: &F, came_with: u8) -> bool {
-    came_with > HOPS || !flow.on_link(control)
+    Ok(Verdict::transmit(Counter::CookieSent))
 }
 
 #[inline(always)]
@@ -81,12 +96,7 @@ fn make_v4(ctx: &XdpContext, place: Place) -> i64 {
     let Ok(ip) = read::<Ipv4>(ctx, place.l3) else { return 0 };
     let Ok(tcp) = read::<Tcp>(ctx, place.l4) else { return 0 };
     let tuple = TupleV4 { source: ip.source, destination: ip.destination, ports: tcp.ports };
-    make_v4_of(ctx, place, &tuple)
-}
-
-#[inline(never)]
-fn make_v4_of(ctx: &XdpContext, place: Place, tuple: &TupleV4) -> i64 {
-    make::<IPV4>(ctx, place, (&raw const *tuple).cast(), TUPLE_V4)
+    make::<IPV4>(ctx, place, (&raw const tuple).cast(), TUPLE_V4)
 }
 
 #[inline(always)]
@@ -94,12 +104,7 @@ fn make_v6(ctx: &XdpContext, place: Place) -> i64 {
     let Ok(ip) = read::<Ipv6>(ctx, place.l3) else { return 0 };
     let Ok(tcp) = read::<Tcp>(ctx, place.l4) else { return 0 };
     let tuple = TupleV6 { source: ip.source, destination: ip.destination, ports: tcp.ports };
-    make_v6_of(ctx, place, &tuple)
-}
-
-#[inline(never)]
-fn make_v6_of(ctx: &XdpContext, place: Place, tuple: &TupleV6) -> i64 {
-    make::<IPV6>(ctx, place, (&raw const *tuple).cast(), TUPLE_V6)
+    make::<IPV6>(ctx, place, (&raw const tuple).cast(), TUPLE_V6)
 }
 
 /// The kernel's cookie for the SYN: the sequence number in the low half, the segment size above. Not positive: there is
@@ -112,7 +117,8 @@ fn make<const IP: usize>(ctx: &XdpContext, place: Place, tuple: *const u8, size:
     // SAFETY: `at` checked the bounds of both headers, the longest TCP header there may be; the kernel gives a socket that
     // is released below, or null.
     unsafe {
-        let octets = u32::from((*head)[12] >> 4) * 4;
+        // Volatile, so that the bounds are checked of the very number that the helper gets: the verifier wants it.
+        let octets = core::ptr::read_volatile(&(u32::from((*head)[12] >> 4) * 4));
         if octets < TCP as u32 || octets > LONGEST_TCP as u32 {
             return 0;
         }

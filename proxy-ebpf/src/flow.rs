@@ -3,7 +3,7 @@
 use aya_ebpf::programs::XdpContext;
 use proxy_common::{
     hash::{SteeringKey, hash_v4, hash_v6},
-    maps::{AddressKey, FilterBit, mapped_v4, mapped_v4_words},
+    maps::{AddressKey, FilterBit, PeerSlots, mapped_v4, mapped_v4_words},
     steer::Socket,
 };
 
@@ -16,6 +16,8 @@ pub struct Place {
     pub l3: usize,
     /// Offset of what it carries.
     pub l4: usize,
+    /// The front end that encapsulated the packet, if one did.
+    pub sender: PeerSlots,
 }
 
 /// A connection's addresses and ports, as its packets from outside have them.
@@ -91,7 +93,7 @@ impl Flow for V4 {
 
     #[inline(always)]
     fn on_link(&self, control: ControlRef) -> bool {
-        let [network, mask] = control.constants().on_link_v4.map(u32::from_ne_bytes);
+        let [network, mask] = control.constants().on_link_v4;
         mask != 0 && self.source & mask == network
     }
 }
@@ -141,7 +143,7 @@ impl Flow for V6 {
 
     #[inline(always)]
     fn on_link(&self, control: ControlRef) -> bool {
-        let [network, mask] = control.constants().on_link_v6.map(u64::from_ne_bytes);
+        let [network, mask] = control.constants().on_link_v6;
         mask != 0 && self.source[0] & mask == network
     }
 }

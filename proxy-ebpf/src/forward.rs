@@ -4,18 +4,21 @@
 //! not IP in IP, so that the receiver's NIC spreads the packets over its queues by the source port.
 
 use aya_ebpf::programs::XdpContext;
-use proxy_common::maps::{Counter, MEMBER_BY_V4, MEMBER_BY_V6, MEMBER_PRESENT, Member, SLOTS};
+use proxy_common::{
+    maps::{Counter, MEMBER_BY_V4, MEMBER_BY_V6, MEMBER_PRESENT, Member, NO_SLOT, SLOTS},
+    steer::HOPS,
+};
 
 use crate::{
-    Verdict,
+    Handle, Verdict,
     error::Error,
     flow::Place,
     maps::{ControlRef, MEMBERS, interface},
     packet::{
-        ETHERNET, ETHERTYPE_IPV4, ETHERTYPE_IPV6, Ethernet, IPV4, IPV6, Ipv4, Ipv6, Mac, PROTOCOL_UDP, UDP, Udp, Vlan, adjust_head,
+        ETHERNET, ETHERTYPE_IPV4, ETHERTYPE_IPV6, Ethernet, IPV4, IPV6, Ipv4, Ipv6, Mac, PROTOCOL_UDP, RawMac, UDP, Udp, VLAN, Vlan, adjust_head,
         at, fold, read, write,
     },
-    too_big,
+    too_big::TooBig,
 };
 
 /// Octets of the outer headers.
@@ -45,24 +48,76 @@ pub fn send(
     counter: Counter,
     came_with: u8,
 ) -> Result<Verdict, Error> {
-    let index = forward.half * SLOTS + u32::from(forward.slot);
-    let member = MEMBERS.get(index).ok_or(Error::EmptySlot)?;
-    if member.flags & MEMBER_PRESENT == 0 {
-        return Err(Error::EmptySlot);
-    }
+    let member = forward.member()?;
     if member.flags & (MEMBER_BY_V4 | MEMBER_BY_V6) != 0 {
-        let overhead = if member.flags & MEMBER_BY_V4 != 0 { OUTER_V4 } else { OUTER_V6 };
-        let octets = octets(ctx, place, v6)?;
-        if octets + overhead > usize::from(interface().mtu) {
-            return too_big::tell(ctx, place, v6, overhead, came_with);
-        }
-        set_hop_limit(ctx, place, v6, forward.hop_limit)?;
-        encapsulate(ctx, place, v6, member, octets, forward.entropy)?;
-        return Ok(Verdict::Transmit(counter));
+        let what = What { tagged: place.l3 != ETHERNET, v6, outside: came_with > HOPS, counter };
+        return Verdict::returned(send_encapsulated(Handle::of(ctx), forward.pack(), what.pack()));
     }
-    set_hop_limit(ctx, place, v6, forward.hop_limit)?;
+    set_hop_limit(ctx, place.l3, v6, forward.hop_limit)?;
     address(ctx, Mac::new(member.mac))?;
-    Ok(Verdict::Transmit(counter))
+    Ok(Verdict::transmit(counter))
+}
+
+impl Forward {
+    #[inline(always)]
+    fn member(self) -> Result<&'static Member, Error> {
+        let member = MEMBERS.get(self.half * SLOTS + u32::from(self.slot)).ok_or(Error::EmptySlot)?;
+        if member.flags & MEMBER_PRESENT == 0 { Err(Error::EmptySlot) } else { Ok(member) }
+    }
+
+    #[inline(always)]
+    fn pack(self) -> u64 {
+        u64::from(self.half) << 32 | u64::from(self.slot) << 24 | u64::from(self.hop_limit) << 16 | u64::from(self.entropy)
+    }
+
+    #[inline(always)]
+    fn unpack(word: u64) -> Self {
+        Self {
+            half: (word >> 32) as u32 & 1,
+            slot: (word >> 24) as u8 & NO_SLOT,
+            hop_limit: (word >> 16) as u8,
+            entropy: word as u16,
+        }
+    }
+}
+
+/// What is sent on, and how it is counted.
+#[derive(Clone, Copy)]
+struct What {
+    tagged: bool,
+    v6: bool,
+    /// It did not come from another front end.
+    outside: bool,
+    counter: Counter,
+}
+
+impl What {
+    #[inline(always)]
+    fn pack(self) -> u64 {
+        let flags = u64::from(self.tagged) << 32 | u64::from(self.v6) << 33 | u64::from(self.outside) << 34;
+        flags | u64::from(self.counter as u32)
+    }
+}
+
+#[inline(never)]
+fn send_encapsulated(handle: Handle, forward: u64, what: u64) -> u64 {
+    let ctx = handle.open();
+    Verdict::word(encapsulate(&ctx, Forward::unpack(forward), what))
+}
+
+#[inline(always)]
+fn encapsulate(ctx: &XdpContext, forward: Forward, what: u64) -> Result<Verdict, Error> {
+    let (tagged, v6, outside) = (what >> 32 & 1 != 0, what >> 33 & 1 != 0, what >> 34 & 1 != 0);
+    let l3 = if tagged { ETHERNET + VLAN } else { ETHERNET };
+    let member = forward.member()?;
+    let overhead = if member.flags & MEMBER_BY_V4 != 0 { OUTER_V4 } else { OUTER_V6 };
+    let octets = octets(ctx, l3, v6)?;
+    if octets + overhead > interface().mtu() {
+        return Ok(Verdict::too_big(TooBig { tagged, v6, by_v4: overhead == OUTER_V4, outside }));
+    }
+    set_hop_limit(ctx, l3, v6, forward.hop_limit)?;
+    wrap(ctx, l3, member, octets, forward.entropy)?;
+    Ok(Verdict::transmit_counted(what as u32))
 }
 
 /// The frame goes from this machine to `to`.
@@ -71,32 +126,32 @@ pub fn address(ctx: &XdpContext, to: Mac) -> Result<(), Error> {
     let ethernet = at::<Ethernet>(ctx, 0)?;
     // SAFETY: `at` checked the bounds.
     unsafe {
-        (&raw mut (*ethernet).destination).write_unaligned(to);
-        (&raw mut (*ethernet).source).write_unaligned(Mac::new(interface().mac));
+        (&raw mut (*ethernet).destination).write_unaligned(RawMac::of(to));
+        (&raw mut (*ethernet).source).write_unaligned(RawMac::of(interface().mac()));
     }
     Ok(())
 }
 
 /// Octets of the IP packet, as it says itself.
 #[inline(always)]
-fn octets(ctx: &XdpContext, place: Place, v6: bool) -> Result<usize, Error> {
+fn octets(ctx: &XdpContext, l3: usize, v6: bool) -> Result<usize, Error> {
     if v6 {
-        Ok(IPV6 + usize::from(u16::from_be(read::<Ipv6>(ctx, place.l3)?.payload_length)))
+        Ok(IPV6 + usize::from(u16::from_be(read::<Ipv6>(ctx, l3)?.payload_length)))
     } else {
-        Ok(usize::from(u16::from_be(read::<Ipv4>(ctx, place.l3)?.total_length)))
+        Ok(usize::from(u16::from_be(read::<Ipv4>(ctx, l3)?.total_length)))
     }
 }
 
 /// IPv4's checksum follows the change (RFC 1624).
 #[inline(always)]
-fn set_hop_limit(ctx: &XdpContext, place: Place, v6: bool, hop_limit: u8) -> Result<(), Error> {
+fn set_hop_limit(ctx: &XdpContext, l3: usize, v6: bool, hop_limit: u8) -> Result<(), Error> {
     if v6 {
-        let ip = at::<Ipv6>(ctx, place.l3)?;
+        let ip = at::<Ipv6>(ctx, l3)?;
         // SAFETY: `at` checked the bounds.
         unsafe { (*ip).hop_limit = hop_limit };
         return Ok(());
     }
-    let ip = at::<Ipv4>(ctx, place.l3)?;
+    let ip = at::<Ipv4>(ctx, l3)?;
     // SAFETY: `at` checked the bounds. The hop limit is the first octet of its 16-bit word.
     unsafe {
         let checksum = (&raw const (*ip).checksum).read_unaligned();
@@ -107,24 +162,17 @@ fn set_hop_limit(ctx: &XdpContext, place: Place, v6: bool, hop_limit: u8) -> Res
     Ok(())
 }
 
+/// Puts the packet into UDP to the member.
 #[inline(always)]
-fn encapsulate(
-    ctx: &XdpContext,
-    place: Place,
-    v6: bool,
-    member: &Member,
-    octets: usize,
-    entropy: u16,
-) -> Result<(), Error> {
+fn wrap(ctx: &XdpContext, l3: usize, member: &Member, octets: usize, entropy: u16) -> Result<(), Error> {
     let ethernet = read::<Ethernet>(ctx, 0)?;
-    let tag = if place.l3 == ETHERNET { None } else { Some(read::<Vlan>(ctx, ETHERNET)?) };
+    let tag = if l3 == ETHERNET { None } else { Some(read::<Vlan>(ctx, ETHERNET)?) };
     let by_v4 = member.flags & MEMBER_BY_V4 != 0;
     let ethertype = if by_v4 { ETHERTYPE_IPV4 } else { ETHERTYPE_IPV6 };
     adjust_head(ctx, -((if by_v4 { OUTER_V4 } else { OUTER_V6 }) as i32))?;
-    let _ = v6;
     let addresses = Ethernet {
-        destination: Mac::new(member.mac),
-        source: Mac::new(interface().mac),
+        destination: RawMac::of(Mac::new(member.mac)),
+        source: RawMac::of(interface().mac()),
         ethertype: if tag.is_some() { ethernet.ethertype } else { ethertype },
     };
     write(ctx, 0, addresses)?;
@@ -140,11 +188,11 @@ fn encapsulate(
         checksum: 0,
     };
     if by_v4 {
-        write(ctx, place.l3, outer_v4(member, octets + OUTER_V4))?;
-        write(ctx, place.l3 + IPV4, udp)
+        write(ctx, l3, outer_v4(member, octets + OUTER_V4))?;
+        write(ctx, l3 + IPV4, udp)
     } else {
-        write(ctx, place.l3, outer_v6(member, octets + UDP))?;
-        write(ctx, place.l3 + IPV6, udp)
+        write(ctx, l3, outer_v6(member, octets + UDP))?;
+        write(ctx, l3 + IPV6, udp)
     }
 }
 

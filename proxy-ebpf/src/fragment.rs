@@ -7,18 +7,17 @@
 
 use aya_ebpf::programs::XdpContext;
 use proxy_common::{
-    maps::{Counter, FragmentKey},
+    maps::{Counter, FragmentKey, NO_SLOT, PeerSlots},
     steer::Decision,
 };
 
 use crate::{
-    Verdict,
+    Handle, Verdict,
     error::Error,
-    flow::{Place, bytes, key_v4},
+    flow::Place,
     forward::{self, Forward},
     maps::{ControlRef, FRAGMENTS},
-    packet::{Extension, Ipv4, Ipv6, read},
-    steer,
+    packet::{ETHERNET, Extension, VLAN, read},
 };
 
 const HOP_BY_HOP: u8 = 0;
@@ -27,6 +26,11 @@ const FRAGMENT: u8 = 44;
 const DESTINATION_OPTIONS: u8 = 60;
 /// Extension headers that are walked at the most. RFC 8200 section 4.1 lists seven at the most, two of them encrypted.
 const MAX_EXTENSIONS: usize = 6;
+
+const V4_SOURCE: usize = 12;
+const V4_DESTINATION: usize = 16;
+const V6_SOURCE: usize = 8;
+const V6_DESTINATION: usize = 24;
 
 const V4_MORE: u16 = 0x2000;
 const V4_OFFSET: u16 = 0x1fff;
@@ -137,68 +141,69 @@ pub fn walk(ctx: &XdpContext, offset: usize, next_header: u8) -> Result<Walk, Er
     Err(Error::MalformedExtension)
 }
 
+/// Remembers what was decided about a first fragment. `id` is the identification, which IPv4 has in its own header.
 #[inline(always)]
-fn key_of_v4(ip: &Ipv4) -> FragmentKey {
-    let id = ip.id.to_ne_bytes();
-    FragmentKey { source: key_v4(ip.source), destination: key_v4(ip.destination), id: [id[0], id[1], 0, 0] }
-}
-
-#[inline(always)]
-fn key_of_v6(ip: &Ipv6, id: u32) -> FragmentKey {
-    FragmentKey { source: bytes(ip.source), destination: bytes(ip.destination), id: id.to_ne_bytes() }
-}
-
-#[inline(always)]
-pub fn remember_v4(ip: &Ipv4, decision: Decision) {
-    remember(&key_of_v4(ip), decision);
-}
-
-#[inline(always)]
-pub fn remember_v6(ip: &Ipv6, id: u32, decision: Decision) {
-    remember(&key_of_v6(ip, id), decision);
-}
-
-#[inline(always)]
-fn remember(key: &FragmentKey, decision: Decision) {
+pub fn remember(ctx: &XdpContext, place: Place, v6: bool, id: u32, decision: Decision) {
     let value = match decision {
         Decision::Take(_) => TAKEN,
         Decision::Forward { slot, hop_limit, .. } => u32::from(slot) << 8 | u32::from(hop_limit),
         Decision::Drop(_) => DROPPED,
     };
+    remember_at(Handle::of(ctx), place.l3 != ETHERNET, v6, id, value);
+}
+
+#[inline(never)]
+fn remember_at(handle: Handle, tagged: bool, v6: bool, id: u32, value: u32) {
+    let Ok(key) = key(&handle.open(), l3(tagged), v6, id) else { return };
     // Where there is no room the later fragments are dropped, and the packet is sent again.
     let _unremembered = FRAGMENTS.insert(key, value, 0);
 }
 
+/// Sends a later fragment after its first one.
 #[inline(always)]
-pub fn later_v4(ctx: &XdpContext, place: Place, ip: &Ipv4) -> Result<Verdict, Error> {
-    if !steer::is_vip_v4(ip.destination) {
-        return Ok(Verdict::Pass(Counter::Passed));
+pub fn follow(ctx: &XdpContext, place: Place, v6: bool, id: u32, came_with: u8) -> Result<Verdict, Error> {
+    Verdict::returned(follow_at(Handle::of(ctx), place.l3 != ETHERNET, v6, id, came_with))
+}
+
+#[inline(never)]
+fn follow_at(handle: Handle, tagged: bool, v6: bool, id: u32, came_with: u8) -> u64 {
+    Verdict::word(follow_from(&handle.open(), l3(tagged), v6, id, came_with))
+}
+
+#[inline(always)]
+fn l3(tagged: bool) -> usize {
+    if tagged { ETHERNET + VLAN } else { ETHERNET }
+}
+
+#[inline(always)]
+fn key(ctx: &XdpContext, l3: usize, v6: bool, id: u32) -> Result<FragmentKey, Error> {
+    if v6 {
+        let source = read::<[u64; 2]>(ctx, l3 + V6_SOURCE)?;
+        let destination = read::<[u64; 2]>(ctx, l3 + V6_DESTINATION)?;
+        return Ok(FragmentKey { source, destination, id, v6: 1 });
     }
-    follow(ctx, place, false, ip.ttl, &key_of_v4(ip))
+    let source = [u64::from(read::<u32>(ctx, l3 + V4_SOURCE)?), 0];
+    let destination = [u64::from(read::<u32>(ctx, l3 + V4_DESTINATION)?), 0];
+    Ok(FragmentKey { source, destination, id, v6: 0 })
 }
 
 #[inline(always)]
-pub fn later_v6(ctx: &XdpContext, place: Place, ip: &Ipv6, id: u32) -> Result<Verdict, Error> {
-    follow(ctx, place, true, ip.hop_limit, &key_of_v6(ip, id))
-}
-
-#[inline(always)]
-fn follow(ctx: &XdpContext, place: Place, v6: bool, hop_limit: u8, key: &FragmentKey) -> Result<Verdict, Error> {
+fn follow_from(ctx: &XdpContext, l3: usize, v6: bool, id: u32, came_with: u8) -> Result<Verdict, Error> {
+    let key = key(ctx, l3, v6, id)?;
     // SAFETY: the value is copied.
-    let Some(value) = unsafe { FRAGMENTS.get(key) }.copied() else {
-        return Ok(Verdict::Drop(Counter::FragmentUnknown));
+    let Some(value) = unsafe { FRAGMENTS.get(&key) }.copied() else {
+        return Ok(Verdict::drop(Counter::FragmentUnknown));
     };
     if value == TAKEN {
-        return Ok(Verdict::Pass(Counter::Fragment));
+        return Ok(Verdict::pass(Counter::Fragment));
     }
-    let next = (value as u8).min(hop_limit.saturating_sub(1));
-    if value == DROPPED || next == 0 {
-        return Ok(Verdict::Drop(Counter::FragmentUnknown));
+    let hop_limit = (value as u8).min(came_with.saturating_sub(1));
+    if value == DROPPED || hop_limit == 0 {
+        return Ok(Verdict::drop(Counter::FragmentUnknown));
     }
-    let control = ControlRef::open().ok_or(Error::NoTable)?;
-    let half = control.table()?.half();
-    // By addresses only, so that one path carries them all in order.
-    let entropy = u16::from_ne_bytes([key.id[0], key.id[1]]);
-    let forward = Forward { half, slot: (value >> 8) as u8 & 0x7f, hop_limit: next, entropy };
-    forward::send(ctx, place, v6, forward, Counter::Fragment, hop_limit)
+    let half = ControlRef::open().ok_or(Error::NoTable)?.table()?.half();
+    // One outer source port for all of them, so that they stay in order.
+    let forward = Forward { half, slot: (value >> 8) as u8 & NO_SLOT, hop_limit, entropy: key.id as u16 };
+    let place = Place { l3, l4: l3, sender: PeerSlots::NONE };
+    forward::send(ctx, place, v6, forward, Counter::Fragment, came_with)
 }

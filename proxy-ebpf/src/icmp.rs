@@ -40,7 +40,7 @@ pub fn inner_v4(ctx: &XdpContext, place: Place, destination: u32) -> Result<Opti
 
 #[inline(always)]
 pub fn is_error_v6(ctx: &XdpContext, l4: usize) -> Result<bool, Error> {
-    Ok(read::<u8>(ctx, l4)? < FIRST_INFORMATIONAL)
+    Ok(read::<Icmp>(ctx, l4)?.kind < FIRST_INFORMATIONAL)
 }
 
 /// As [`inner_v4`]. A quoted packet with extension headers is not looked into: front ends send none.

@@ -9,12 +9,12 @@ use proxy_common::{
     hash::SteeringKey,
     maps::{
         AddressKey, BUCKETS, Chain, Control, Counter, DENY_WORDS, FragmentKey, HALVES, Interface, MAX_DENIED,
-        MAX_FRAGMENTS, MAX_MEMBERS, MAX_VIPS, MMAPABLE, Member, NEW_CONNECTION_SLOTS, NO_PREALLOC, Owner,
+        MAX_FRAGMENTS, MAX_MEMBERS, MAX_VIPS, MMAPABLE, Member, NEW_CONNECTION_SLOTS, NO_PREALLOC, Owner, PeerSlots,
         SERVICE_SLOTS, SLOTS, Service, TableState,
     },
 };
 
-use crate::error::Error;
+use crate::{error::Error, packet::Mac};
 
 #[map]
 pub static CONTROL: Array<Control> = Array::pinned(1, MMAPABLE);
@@ -31,9 +31,10 @@ pub static CHAINS: Array<Chain> = Array::pinned(HALVES * BUCKETS, MMAPABLE);
 #[map]
 pub static MEMBERS: Array<Member> = Array::pinned(HALVES * SLOTS, MMAPABLE);
 
-/// Addresses of the other front ends: whose encapsulated packets are taken.
+/// The other front ends, by the MAC address or the outer address of what they send: whose questions are answered, and
+/// whose encapsulated packets are taken.
 #[map]
-pub static PEERS: HashMap<AddressKey, u32> = HashMap::pinned(MAX_MEMBERS, 0);
+pub static PEERS: HashMap<AddressKey, PeerSlots> = HashMap::pinned(4 * MAX_MEMBERS, 0);
 
 #[map]
 pub static VIPS: HashMap<AddressKey, u32> = HashMap::pinned(MAX_VIPS, 0);
@@ -67,11 +68,27 @@ pub static CLOCK: Array<u64> = Array::pinned(1, MMAPABLE);
 #[unsafe(no_mangle)]
 static INTERFACE: Interface = Interface { mac: [0; 6], mtu: 0 };
 
-/// The interface that this instance of the program is attached to.
+/// The interface that this instance of the program is attached to, in one word.
+#[derive(Clone, Copy)]
+pub struct Here(u64);
+
+impl Here {
+    #[inline(always)]
+    pub fn mac(self) -> Mac {
+        Mac(self.0 & 0xffff_ffff_ffff)
+    }
+
+    /// Largest IP packet in octets.
+    #[inline(always)]
+    pub fn mtu(self) -> usize {
+        (self.0 >> 48) as usize
+    }
+}
+
 #[inline(always)]
-pub fn interface() -> Interface {
-    // SAFETY: the static is a valid value. Volatile, or the compiler would take it for what it is here.
-    unsafe { core::ptr::read_volatile(&raw const INTERFACE) }
+pub fn interface() -> Here {
+    // SAFETY: the static is 8 octets long, aligned. Volatile, or the compiler would take it for what it is here.
+    Here(unsafe { core::ptr::read_volatile((&raw const INTERFACE).cast()) })
 }
 
 /// The element of `CONTROL`, each field to be read once: the daemon changes them while we run.
@@ -134,10 +151,10 @@ pub fn jiffies() -> u64 {
     unsafe { aya_ebpf::helpers::bpf_jiffies64() }
 }
 
-/// Counts one packet on this CPU.
+/// Counts one packet on this CPU; the counter's number.
 #[inline(always)]
-pub fn count(counter: Counter) {
-    if let Some(value) = COUNTERS.get_ptr_mut(counter as u32) {
+pub fn count(counter: u32) {
+    if let Some(value) = COUNTERS.get_ptr_mut(counter) {
         // SAFETY: the slot is this CPU's own, and an XDP program is not preempted by another on it.
         unsafe { *value += 1 };
     }

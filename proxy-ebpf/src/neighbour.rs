@@ -6,12 +6,12 @@ use aya_ebpf::programs::XdpContext;
 use proxy_common::maps::{AddressKey, Counter, VIP_OWNED, mapped_v4};
 
 use crate::{
-    Verdict,
+    Handle, Verdict,
     error::Error,
     flow::bytes,
     forward::address,
     maps::{ControlRef, VIPS, interface},
-    packet::{Arp, Ethernet, IPV6, Ipv6, Mac, NEIGHBOUR_MIN, Neighbour, PROTOCOL_ICMPV6, adjust_tail, at, fold, length, read, sum, write},
+    packet::{Arp, ETHERNET, Ethernet, IPV6, Ipv6, NEIGHBOUR_MIN, Neighbour, PROTOCOL_ICMPV6, RawMac, VLAN, adjust_tail, at, fold, length, read, sum, write},
 };
 
 /// Hardware type Ethernet, protocol type IPv4, and their address lengths.
@@ -45,52 +45,76 @@ fn ask(address: &AddressKey, control: ControlRef) -> Question {
 }
 
 #[inline(always)]
-pub fn arp(ctx: &XdpContext, control: ControlRef, l3: usize) -> Result<Verdict, Error> {
+pub fn arp(ctx: &XdpContext, l3: usize) -> Result<Verdict, Error> {
+    Verdict::returned(arp_at(Handle::of(ctx), l3 != ETHERNET))
+}
+
+#[inline(never)]
+fn arp_at(handle: Handle, tagged: bool) -> u64 {
+    let ctx = handle.open();
+    Verdict::word(answer(&ctx, if tagged { ETHERNET + VLAN } else { ETHERNET }))
+}
+
+#[inline(always)]
+fn answer(ctx: &XdpContext, l3: usize) -> Result<Verdict, Error> {
+    let control = ControlRef::open().ok_or(Error::NoTable)?;
     let arp = at::<Arp>(ctx, l3)?;
     // SAFETY: `at` checked the bounds.
     let arp = unsafe { &mut *arp };
     if arp.header != ARP_ETHERNET_IPV4 || arp.operation != ARP_REQUEST {
-        return Ok(Verdict::Pass(Counter::Passed));
+        return Ok(Verdict::pass(Counter::Passed));
     }
     match ask(&mapped_v4(arp.target), control) {
-        Question::NotAVip => return Ok(Verdict::Pass(Counter::Passed)),
-        Question::SomebodyElses => return Ok(Verdict::Drop(Counter::NeighbourIgnored)),
+        Question::NotAVip => return Ok(Verdict::pass(Counter::Passed)),
+        Question::SomebodyElses => return Ok(Verdict::drop(Counter::NeighbourIgnored)),
         Question::Mine => {}
     }
     // An announcement of another front end (sender and target the same) asks nothing.
     if arp.sender == arp.target {
-        return Ok(Verdict::Drop(Counter::NeighbourIgnored));
+        return Ok(Verdict::drop(Counter::NeighbourIgnored));
     }
-    let (vip, asker, asker_mac) = (arp.target, arp.sender, arp.sender_mac);
+    let (vip, asker, asker_mac) = (arp.target, arp.sender, arp.sender_mac.value());
     arp.operation = ARP_REPLY;
-    arp.sender_mac = Mac::new(interface().mac);
+    arp.sender_mac = RawMac::of(interface().mac());
     arp.sender = vip;
-    arp.target_mac = asker_mac;
+    arp.target_mac = RawMac::of(asker_mac);
     arp.target = asker;
     address(ctx, asker_mac)?;
-    Ok(Verdict::Transmit(Counter::NeighbourAnswered))
+    Ok(Verdict::transmit(Counter::NeighbourAnswered))
 }
 
 #[inline(always)]
-pub fn icmpv6(ctx: &XdpContext, control: ControlRef, l3: usize) -> Result<Verdict, Error> {
-    let Ok(head) = at::<[u8; NEIGHBOUR_MIN]>(ctx, l3 + IPV6) else { return Ok(Verdict::Pass(Counter::Passed)) };
+pub fn icmpv6(ctx: &XdpContext, l3: usize) -> Result<Verdict, Error> {
+    Verdict::returned(icmpv6_at(Handle::of(ctx), l3 != ETHERNET))
+}
+
+#[inline(never)]
+fn icmpv6_at(handle: Handle, tagged: bool) -> u64 {
+    let ctx = handle.open();
+    Verdict::word(discover(&ctx, if tagged { ETHERNET + VLAN } else { ETHERNET }))
+}
+
+#[inline(always)]
+fn discover(ctx: &XdpContext, l3: usize) -> Result<Verdict, Error> {
+    let control = ControlRef::open().ok_or(Error::NoTable)?;
+    let Ok(head) = at::<[u8; NEIGHBOUR_MIN]>(ctx, l3 + IPV6) else { return Ok(Verdict::pass(Counter::Passed)) };
     // SAFETY: `at` checked the bounds.
     let (kind, code) = unsafe { ((*head)[0], (*head)[1]) };
     let ip = read::<Ipv6>(ctx, l3)?;
     if kind != SOLICITATION || code != 0 || ip.hop_limit != HOP_LIMIT {
-        return Ok(Verdict::Pass(Counter::Passed));
+        return Ok(Verdict::pass(Counter::Passed));
     }
     let target = read::<[u64; 2]>(ctx, l3 + IPV6 + 8)?;
     match ask(&bytes(target), control) {
-        Question::NotAVip => return Ok(Verdict::Pass(Counter::Passed)),
-        Question::SomebodyElses => return Ok(Verdict::Drop(Counter::NeighbourIgnored)),
+        Question::NotAVip => return Ok(Verdict::pass(Counter::Passed)),
+        Question::SomebodyElses => return Ok(Verdict::drop(Counter::NeighbourIgnored)),
         Question::Mine => {}
     }
     let asker = ip.source;
     if asker == [0, 0] {
         // Somebody probes whether our address is free (RFC 4862 section 5.4.3). The answer would have to
         // go to all nodes; the daemon's announcements tell them.
-        return Ok(Verdict::Drop(Counter::NeighbourIgnored));
+        return Ok(Verdict::drop(Counter::NeighbourIgnored));
     }
     advertise(ctx, l3, &ip, target)
 }
@@ -98,7 +122,7 @@ pub fn icmpv6(ctx: &XdpContext, control: ControlRef, l3: usize) -> Result<Verdic
 /// Turns the solicitation into the advertisement that answers it.
 #[inline(always)]
 fn advertise(ctx: &XdpContext, l3: usize, asked: &Ipv6, target: [u64; 2]) -> Result<Verdict, Error> {
-    let asker_mac = read::<Ethernet>(ctx, 0)?.source;
+    let asker_mac = read::<Ethernet>(ctx, 0)?.source.value();
     adjust_tail(ctx, (l3 + IPV6 + NEIGHBOUR) as i32 - length(ctx) as i32)?;
     address(ctx, asker_mac)?;
     let ip = Ipv6 {
@@ -116,7 +140,7 @@ fn advertise(ctx: &XdpContext, l3: usize, asked: &Ipv6, target: [u64; 2]) -> Res
         target,
         option_kind: OPTION_TARGET_MAC,
         option_length: 1,
-        option_mac: Mac::new(interface().mac),
+        option_mac: RawMac::of(interface().mac()),
     };
     write(ctx, l3 + IPV6, answer)?;
     // Both addresses, the length and the next header are in the checksum (RFC 8200 section 8.1).
@@ -127,5 +151,5 @@ fn advertise(ctx: &XdpContext, l3: usize, asked: &Ipv6, target: [u64; 2]) -> Res
     let answer = at::<Neighbour>(ctx, l3 + IPV6)?;
     // SAFETY: `at` checked the bounds.
     unsafe { (&raw mut (*answer).checksum).write_unaligned(checksum) };
-    Ok(Verdict::Transmit(Counter::NeighbourAnswered))
+    Ok(Verdict::transmit(Counter::NeighbourAnswered))
 }

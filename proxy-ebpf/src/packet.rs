@@ -2,6 +2,8 @@
 
 use aya_ebpf::programs::XdpContext;
 
+use proxy_common::maps::mac_word;
+
 use crate::error::Error;
 
 pub const ETHERTYPE_IPV4: u16 = 0x0800u16.to_be();
@@ -23,26 +25,43 @@ pub const IPV6: usize = size_of::<Ipv6>();
 pub const UDP: usize = size_of::<Udp>();
 pub const TCP: usize = size_of::<Tcp>();
 
-/// An Ethernet address, in pieces that are compared and copied fast.
+/// An Ethernet address in one word (`proxy_common::maps::mac_word`).
 #[derive(Clone, Copy, PartialEq, Eq)]
-#[repr(C, packed)]
-pub struct Mac {
-    pub first: u32,
-    pub last: u16,
-}
+pub struct Mac(pub u64);
 
 impl Mac {
     #[inline(always)]
     pub const fn new(m: [u8; 6]) -> Self {
-        Self { first: u32::from_ne_bytes([m[0], m[1], m[2], m[3]]), last: u16::from_ne_bytes([m[4], m[5]]) }
+        Self(mac_word(m))
+    }
+}
+
+/// An Ethernet address as it stands in a frame. A value of its own is a [`Mac`]: the kernel lets a packet be read at any
+/// address, but not the stack, where the compiler might put this.
+#[derive(Clone, Copy)]
+#[repr(C, packed)]
+pub struct RawMac {
+    first: u32,
+    last: u16,
+}
+
+impl RawMac {
+    #[inline(always)]
+    pub const fn of(mac: Mac) -> Self {
+        Self { first: mac.0 as u32, last: (mac.0 >> 32) as u16 }
+    }
+
+    #[inline(always)]
+    pub const fn value(self) -> Mac {
+        Mac(self.first as u64 | (self.last as u64) << 32)
     }
 }
 
 #[derive(Clone, Copy)]
 #[repr(C, packed)]
 pub struct Ethernet {
-    pub destination: Mac,
-    pub source: Mac,
+    pub destination: RawMac,
+    pub source: RawMac,
     /// In network order, as all multi-octet fields here.
     pub ethertype: u16,
 }
@@ -60,9 +79,9 @@ pub struct Vlan {
 pub struct Arp {
     pub header: [u8; 6],
     pub operation: [u8; 2],
-    pub sender_mac: Mac,
+    pub sender_mac: RawMac,
     pub sender: [u8; 4],
-    pub target_mac: Mac,
+    pub target_mac: RawMac,
     pub target: [u8; 4],
 }
 
@@ -159,7 +178,7 @@ pub struct Neighbour {
     pub target: [u64; 2],
     pub option_kind: u8,
     pub option_length: u8,
-    pub option_mac: Mac,
+    pub option_mac: RawMac,
 }
 
 /// Length of a solicitation without options.

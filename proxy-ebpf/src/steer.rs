@@ -2,21 +2,22 @@
 
 use aya_ebpf::programs::XdpContext;
 use proxy_common::{
-    maps::{BUCKET_BITS, BUCKETS, COOKIES_OUT, Chain, Counter, Owner, SERVICE_SLOTS, SYN_COOKIES, Service, TableState},
+    maps::{BUCKET_BITS, BUCKETS, COOKIES_OUT, Chain, Counter, Owner, PeerSlots, SERVICE_SLOTS, SYN_COOKIES, Service, TableState, mac_key},
     steer::{self, Decision, Facts, Here, Kind, Socket},
 };
 
 use crate::{
-    Verdict, abuse, cookie,
+    Handle, Verdict, abuse, cookie,
     error::Error,
     flow::{Flow, Place, V4, V6, bytes, key_v4},
     forward::{self, Forward},
     fragment, icmp,
-    maps::{CHAINS, ControlRef, OWNERS, SERVICES, SUCCESSORS, VIPS, interface},
-    neighbour, outer,
+    maps::{CHAINS, ControlRef, OWNERS, PEERS, SERVICES, SUCCESSORS, VIPS, interface},
+    neighbour,
+    outer::{self, Content},
     packet::{
         ETHERNET, ETHERTYPE_ARP, ETHERTYPE_IPV4, ETHERTYPE_IPV6, ETHERTYPE_SERVICE_VLAN, ETHERTYPE_VLAN, Ethernet, IPV4,
-        IPV6, Ipv4, Ipv6, Mac, PROTOCOL_ICMP, PROTOCOL_ICMPV6, PROTOCOL_TCP, TCP, Tcp, VLAN, Vlan, length, read,
+        IPV6, Ipv4, Ipv6, Mac, PROTOCOL_ICMP, PROTOCOL_ICMPV6, PROTOCOL_TCP, RawMac, TCP, Tcp, VLAN, Vlan, length, read,
     },
 };
 
@@ -33,34 +34,50 @@ pub fn frame(ctx: &XdpContext, control: ControlRef) -> Result<Verdict, Error> {
         ethertype = read::<Vlan>(ctx, ETHERNET)?.ethertype;
         l3 += VLAN;
     }
-    let to_us = ethernet.destination == Mac::new(interface().mac);
-    if to_us {
-        ethertype = outer::strip(ctx, control, l3, ethertype)?;
-    }
-    match ethertype {
-        ETHERTYPE_IPV4 if to_us => ipv4(ctx, control, l3),
-        ETHERTYPE_IPV6 => ipv6(ctx, control, l3, to_us),
-        ETHERTYPE_ARP => neighbour::arp(ctx, control, l3),
-        _ => Ok(Verdict::Pass(Counter::Passed)),
+    let to_us = ethernet.destination.value() == interface().mac();
+    let content = if to_us { outer::strip(ctx, control, l3, ethertype)? } else { Content::plain(ethertype) };
+    match content.ethertype {
+        ETHERTYPE_IPV4 if to_us => Verdict::returned(ipv4_at(Handle::of(ctx), l3 != ETHERNET, content.sender)),
+        ETHERTYPE_IPV6 => Verdict::returned(ipv6_at(Handle::of(ctx), l3 != ETHERNET, content.sender, to_us)),
+        ETHERTYPE_ARP => neighbour::arp(ctx, l3),
+        _ => Ok(Verdict::pass(Counter::Passed)),
     }
 }
 
+// Functions of their own, for the sake of the stack.
+#[inline(never)]
+fn ipv4_at(handle: Handle, tagged: bool, sender: PeerSlots) -> u64 {
+    let ctx = handle.open();
+    let l3 = if tagged { ETHERNET + VLAN } else { ETHERNET };
+    Verdict::word(ControlRef::open().ok_or(Error::NoTable).and_then(|control| ipv4(&ctx, control, l3, sender)))
+}
+
+#[inline(never)]
+fn ipv6_at(handle: Handle, tagged: bool, sender: PeerSlots, to_us: bool) -> u64 {
+    let ctx = handle.open();
+    let l3 = if tagged { ETHERNET + VLAN } else { ETHERNET };
+    Verdict::word(ControlRef::open().ok_or(Error::NoTable).and_then(|control| ipv6(&ctx, control, l3, sender, to_us)))
+}
+
 #[inline(always)]
-fn ipv4(ctx: &XdpContext, control: ControlRef, l3: usize) -> Result<Verdict, Error> {
+fn ipv4(ctx: &XdpContext, control: ControlRef, l3: usize, sender: PeerSlots) -> Result<Verdict, Error> {
     let ip = read::<Ipv4>(ctx, l3)?;
     let header = usize::from(ip.version_ihl & 0x0f) * 4;
-    let place = Place { l3, l4: l3 + header };
+    let place = Place { l3, l4: l3 + header, sender };
     let mut parts = fragment::Part::Whole;
     let (flow, flags) = match ip.protocol {
         PROTOCOL_TCP => {
             parts = fragment::part_v4(ip.fragment);
             if matches!(parts, fragment::Part::Later) {
-                return fragment::later_v4(ctx, place, &ip);
+                if !is_vip(&key_v4(ip.destination)) {
+                    return Ok(Verdict::pass(Counter::Passed));
+                }
+                return fragment::follow(ctx, place, false, u32::from(ip.id), ip.ttl);
             }
             let tcp = read::<Tcp>(ctx, place.l4)?;
             let flow = V4 { source: ip.source, destination: ip.destination, ports: tcp.ports };
             if !is_service(&flow, control) {
-                return Ok(Verdict::Pass(Counter::Passed));
+                return Ok(Verdict::pass(Counter::Passed));
             }
             let total = usize::from(u16::from_be(ip.total_length));
             if ip.version_ihl >> 4 != 4 || header < IPV4 || !holds(ctx, l3 + total) {
@@ -71,32 +88,38 @@ fn ipv4(ctx: &XdpContext, control: ControlRef, l3: usize) -> Result<Verdict, Err
         }
         PROTOCOL_ICMP => match icmp::inner_v4(ctx, place, ip.destination)? {
             Some(flow) if is_service(&flow, control) => (flow, icmp::ERROR),
-            _ => return Ok(Verdict::Pass(Counter::Passed)),
+            _ => return Ok(Verdict::pass(Counter::Passed)),
         },
-        _ => return Ok(Verdict::Pass(Counter::Passed)),
+        _ => return Ok(Verdict::pass(Counter::Passed)),
     };
     let (decision, context) = connection(ctx, control, &flow, place, ip.ttl, flags)?;
     if matches!(parts, fragment::Part::First) {
-        fragment::remember_v4(&ip, decision);
+        fragment::remember(ctx, place, false, u32::from(ip.id), decision);
     }
     act(ctx, control, &flow, place, decision, context)
 }
 
 #[inline(always)]
-fn ipv6(ctx: &XdpContext, control: ControlRef, l3: usize, to_us: bool) -> Result<Verdict, Error> {
+fn ipv6(
+    ctx: &XdpContext,
+    control: ControlRef,
+    l3: usize,
+    sender: PeerSlots,
+    to_us: bool,
+) -> Result<Verdict, Error> {
     let ip = read::<Ipv6>(ctx, l3)?;
-    let mut place = Place { l3, l4: l3 + IPV6 };
+    let mut place = Place { l3, l4: l3 + IPV6, sender };
     let mut next = ip.next_header;
     let mut walk = fragment::Walk::default();
     if to_us && fragment::is_extension(next) {
         if !is_vip(&bytes(ip.destination)) {
-            return Ok(Verdict::Pass(Counter::Passed));
+            return Ok(Verdict::pass(Counter::Passed));
         }
         walk = fragment::walk(ctx, place.l4, next)?;
         place.l4 += walk.length();
         next = walk.next_header();
         if matches!(walk.part(), fragment::Part::Later) {
-            return fragment::later_v6(ctx, place, &ip, walk.id());
+            return fragment::follow(ctx, place, true, walk.id(), ip.hop_limit);
         }
     }
     let (flow, flags) = match next {
@@ -104,7 +127,7 @@ fn ipv6(ctx: &XdpContext, control: ControlRef, l3: usize, to_us: bool) -> Result
             let tcp = read::<Tcp>(ctx, place.l4)?;
             let flow = V6 { source: ip.source, destination: ip.destination, ports: tcp.ports };
             if !is_service(&flow, control) {
-                return Ok(Verdict::Pass(Counter::Passed));
+                return Ok(Verdict::pass(Counter::Passed));
             }
             let payload = usize::from(u16::from_be(ip.payload_length));
             if ip.version_class_flow as u8 >> 4 != 6 || !holds(ctx, l3 + IPV6 + payload) {
@@ -117,18 +140,18 @@ fn ipv6(ctx: &XdpContext, control: ControlRef, l3: usize, to_us: bool) -> Result
             if icmp::is_error_v6(ctx, place.l4)? {
                 match icmp::inner_v6(ctx, place, ip.destination)? {
                     Some(flow) if to_us && is_service(&flow, control) => (flow, icmp::ERROR),
-                    _ => return Ok(Verdict::Pass(Counter::Passed)),
+                    _ => return Ok(Verdict::pass(Counter::Passed)),
                 }
             } else {
                 // Solicitations come by multicast.
-                return neighbour::icmpv6(ctx, control, l3);
+                return neighbour::icmpv6(ctx, l3);
             }
         }
-        _ => return Ok(Verdict::Pass(Counter::Passed)),
+        _ => return Ok(Verdict::pass(Counter::Passed)),
     };
     let (decision, context) = connection(ctx, control, &flow, place, ip.hop_limit, flags)?;
     if matches!(walk.part(), fragment::Part::First) {
-        fragment::remember_v6(&ip, walk.id(), decision);
+        fragment::remember(ctx, place, true, walk.id(), decision);
     }
     act(ctx, control, &flow, place, decision, context)
 }
@@ -213,16 +236,16 @@ fn act<F: Flow>(
         Decision::Take(counter) => {
             let new = matches!(counter, Counter::OwnNew | Counter::NewAgain);
             if new && control.has(SYN_COOKIES) {
-                return cookie::answer(ctx, control, flow, place, context.hop_limit);
+                return cookie::answer::<F>(ctx, place, flow.on_link(control), context.hop_limit);
             }
-            Ok(Verdict::Pass(if context.icmp { Counter::IcmpError } else { counter }))
+            Ok(Verdict::pass(if context.icmp { Counter::IcmpError } else { counter }))
         }
         Decision::Forward { slot, hop_limit, counter } => {
             let counter = if context.icmp { Counter::IcmpError } else { counter };
             let forward = Forward { half: context.table.half(), slot, hop_limit, entropy: context.hash as u16 };
             forward::send(ctx, place, F::V6, forward, counter, context.hop_limit)
         }
-        Decision::Drop(counter) => Ok(Verdict::Drop(counter)),
+        Decision::Drop(counter) => Ok(Verdict::drop(counter)),
     }
 }
 
@@ -271,6 +294,25 @@ impl<F: Flow> Facts for Kernel<'_, F> {
     fn alive(&self) -> bool {
         self.control.alive()
     }
+
+    #[inline(always)]
+    fn sender(&self) -> u8 {
+        let slots = if self.place.sender == PeerSlots::NONE { frame_sender(self.ctx) } else { self.place.sender };
+        slots.in_half(self.half)
+    }
+}
+
+/// The member whose MAC address the frame comes from.
+#[inline(always)]
+fn frame_sender(ctx: &XdpContext) -> PeerSlots {
+    read::<RawMac>(ctx, size_of::<RawMac>()).map_or(PeerSlots::NONE, |source| peer_slots(source.value()))
+}
+
+#[inline(never)]
+fn peer_slots(mac: Mac) -> PeerSlots {
+    let [a, b, c, d, e, f, _, _] = mac.0.to_le_bytes();
+    // SAFETY: the value is copied.
+    unsafe { PEERS.get(mac_key([a, b, c, d, e, f])) }.copied().unwrap_or(PeerSlots::NONE)
 }
 
 /// The key of the VIP map for an IPv4 address.

@@ -3,16 +3,15 @@
 //! front ends announce a segment size that leaves room; it is for those whose segments grew by other means.
 
 use aya_ebpf::programs::XdpContext;
-use proxy_common::{maps::Counter, steer::HOPS};
+use proxy_common::maps::Counter;
 
 use crate::{
-    Verdict,
+    Handle, Verdict,
     error::Error,
-    flow::Place,
-    forward::address,
+    forward::{OUTER_V4, OUTER_V6, address},
     maps::{ControlRef, interface},
     packet::{
-        Ethernet, IPV4, IPV6, Icmp, Ipv4, Ipv6, Mac, PROTOCOL_ICMP, PROTOCOL_ICMPV6, adjust_head, adjust_tail, at, fold, read,
+        ETHERNET, Ethernet, IPV4, IPV6, Icmp, Ipv4, Ipv6, Mac, PROTOCOL_ICMP, PROTOCOL_ICMPV6, VLAN, adjust_head, adjust_tail, at, fold, read,
         sum, write,
     },
 };
@@ -26,14 +25,39 @@ const ICMP: usize = size_of::<Icmp>();
 const MESSAGE: usize = ICMP + QUOTED;
 const HOP_LIMIT: u8 = 64;
 
-/// `came_with`: the hop limit that the packet came with, which tells whether it came from outside.
+/// What is known of such a packet.
+#[derive(Clone, Copy)]
+pub struct TooBig {
+    pub tagged: bool,
+    pub v6: bool,
+    /// The way is by IPv4.
+    pub by_v4: bool,
+    /// It did not come from another front end.
+    pub outside: bool,
+}
+
+impl TooBig {
+    #[inline(always)]
+    pub fn pack(self) -> u64 {
+        u64::from(self.tagged) | u64::from(self.v6) << 1 | u64::from(self.by_v4) << 2 | u64::from(self.outside) << 3
+    }
+}
+
+/// Answers a packet of which [`TooBig::pack`] gave the word.
+#[inline(never)]
+pub fn tell(handle: Handle, word: u64) -> u64 {
+    let ctx = handle.open();
+    let l3 = if word & 1 != 0 { ETHERNET + VLAN } else { ETHERNET };
+    let overhead = if word & 4 != 0 { OUTER_V4 } else { OUTER_V6 };
+    Verdict::word(make(&ctx, l3, word & 2 != 0, overhead, word & 8 != 0))
+}
+
 #[inline(always)]
-pub fn tell(ctx: &XdpContext, place: Place, v6: bool, overhead: usize, came_with: u8) -> Result<Verdict, Error> {
-    let Some(mac) = way_back(ctx, v6, came_with)? else { return Ok(Verdict::Drop(Counter::TooBig)) };
-    let mtu = usize::from(interface().mtu) - overhead;
+fn make(ctx: &XdpContext, l3: usize, v6: bool, overhead: usize, outside: bool) -> Result<Verdict, Error> {
+    let Some(mac) = way_back(ctx, v6, outside)? else { return Ok(Verdict::drop(Counter::TooBig)) };
+    let mtu = interface().mtu() - overhead;
     // SAFETY: the helper takes the context that the kernel gave us.
     let octets = unsafe { aya_ebpf::helpers::bpf_xdp_get_buff_len(ctx.ctx) } as i32;
-    let l3 = place.l3;
     if v6 {
         let ip = read::<Ipv6>(ctx, l3)?;
         adjust_tail(ctx, (l3 + QUOTED) as i32 - octets)?;
@@ -46,19 +70,19 @@ pub fn tell(ctx: &XdpContext, place: Place, v6: bool, overhead: usize, came_with
         quote_v4(ctx, l3, &ip, mtu as u32)?;
     }
     address(ctx, mac)?;
-    Ok(Verdict::Transmit(Counter::TooBig))
+    Ok(Verdict::transmit(Counter::TooBig))
 }
 
 /// The MAC address to answer: who sent the frame, if that was not a front end.
 #[inline(always)]
-pub fn way_back(ctx: &XdpContext, v6: bool, came_with: u8) -> Result<Option<Mac>, Error> {
-    if came_with > HOPS {
-        return Ok(Some(read::<Ethernet>(ctx, 0)?.source));
+pub fn way_back(ctx: &XdpContext, v6: bool, outside: bool) -> Result<Option<Mac>, Error> {
+    if outside {
+        return Ok(Some(read::<Ethernet>(ctx, 0)?.source.value()));
     }
     let control = ControlRef::open().ok_or(Error::NoTable)?;
     let constants = control.constants();
     let gateway = if v6 { constants.gateway_v6 } else { constants.gateway_v4 };
-    Ok((gateway != [0; 6]).then(|| Mac::new(gateway)))
+    Ok(if gateway == 0 { None } else { Some(Mac(gateway)) })
 }
 
 /// Moves the headers before `l3` forward by `octets`.

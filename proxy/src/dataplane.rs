@@ -24,7 +24,7 @@ use nix::time::{ClockId, clock_getres};
 use proxy_common::{
     hash::SteeringKey,
     maps::{
-        self, AddressKey, BUCKETS, Chain, Control, Counter, HALVES, Interface, MAX_MEMBERS, Member, Owner,
+        self, AddressKey, BUCKETS, Chain, Control, Counter, HALVES, Interface, MAX_MEMBERS, Member, NO_SLOT, Owner, PeerSlots,
         SERVICE_SLOTS, SLOTS, Service, TableState, VIP_OWNED,
     },
 };
@@ -93,6 +93,8 @@ pub struct Dataplane {
     members: Mapped<Member>,
     services: Mapped<Service>,
     clock: Mapped<u64>,
+    /// Slots of the other members in either half, by the keys of `PEERS`.
+    peers: [BTreeMap<AddressKey, u8>; HALVES as usize],
 }
 
 struct Instance {
@@ -176,6 +178,7 @@ impl Dataplane {
             clock: Mapped::new(first, maps::CLOCK, 1)?,
             control,
             settings: settings.clone(),
+            peers: Default::default(),
             programs,
         };
         dataplane.begin();
@@ -208,7 +211,7 @@ impl Dataplane {
         ensure!(plan.owners.len() == buckets && plan.chains.len() == buckets, "the plan is no whole table");
         let state = TableState(self.control.read(0).table);
         let half = if state != TableState::NONE && state.half() == 0 { 1 } else { 0 };
-        self.set_peers(plan, members)?;
+        self.set_peers(half, plan, members)?;
         for slot in 0..SLOTS as usize {
             self.members.write(half * SLOTS as usize + slot, members.get(slot).copied().unwrap_or_default());
         }
@@ -222,11 +225,15 @@ impl Dataplane {
         self.attach_where(|_, _| true)
     }
 
-    /// Members whose encapsulated packets are taken.
-    fn set_peers(&mut self, plan: &Plan, members: &[Member]) -> Result<()> {
-        let others = members.iter().enumerate().filter(|(slot, _)| *slot != usize::from(plan.own_slot));
-        let wanted: BTreeSet<AddressKey> = others.filter_map(|(_, member)| outer_address(member)).collect();
-        reconcile::<AddressKey>(self.ebpf()?, maps::PEERS, wanted.into_iter().map(|address| (address, 1)))
+    /// Declares who the other members are, by what their packets come from. A slot of the half in force stays known until the
+    /// next table.
+    fn set_peers(&mut self, half: usize, plan: &Plan, members: &[Member]) -> Result<()> {
+        let others = (0_u8..).zip(members).filter(|(slot, _)| *slot != plan.own_slot);
+        self.peers[half] = others.flat_map(|(slot, member)| key_of(member).map(move |key| (key, slot))).collect();
+        let slot = |half: usize, key: &AddressKey| self.peers[half].get(key).copied().unwrap_or(NO_SLOT);
+        let keys: BTreeSet<AddressKey> = self.peers.iter().flat_map(|half| half.keys().copied()).collect();
+        let entries: Vec<_> = keys.iter().map(|key| (*key, PeerSlots::new([slot(0, key), slot(1, key)]).0)).collect();
+        reconcile::<AddressKey>(self.ebpf()?, maps::PEERS, entries.into_iter())
     }
 
     /// Declares the virtual addresses, and for which of them this front end answers.
@@ -260,8 +267,10 @@ impl Dataplane {
             control.address_v6 = network.address_v6.unwrap_or_default();
             control.encapsulation_port = network.encapsulation_port.to_be_bytes();
             control.path_mtu = network.path_mtu;
-            (control.gateway_v4, control.gateway_v6) = (network.gateway_v4, network.gateway_v6);
-            (control.on_link_v4, control.on_link_v6) = (network.on_link_v4, network.on_link_v6);
+            control.gateway_v4 = maps::mac_word(network.gateway_v4);
+            control.gateway_v6 = maps::mac_word(network.gateway_v6);
+            control.on_link_v4 = network.on_link_v4.map(u32::from_ne_bytes);
+            control.on_link_v6 = network.on_link_v6.map(u64::from_ne_bytes);
         });
     }
 
@@ -393,13 +402,14 @@ fn address_key(address: IpAddr) -> AddressKey {
     }
 }
 
-/// Where a member's encapsulated packets come from.
-fn outer_address(member: &Member) -> Option<AddressKey> {
+/// What a member's packets come from: its MAC address, or its outer address.
+fn key_of(member: &Member) -> Option<AddressKey> {
     let [a, b, c, d, ..] = member.outer_destination;
-    match member.flags & (maps::MEMBER_BY_V4 | maps::MEMBER_BY_V6) {
-        maps::MEMBER_BY_V4 => Some(maps::mapped_v4([a, b, c, d])),
-        maps::MEMBER_BY_V6 => Some(member.outer_destination),
-        _ => None,
+    match member.flags & (maps::MEMBER_PRESENT | maps::MEMBER_BY_V4 | maps::MEMBER_BY_V6) {
+        0 => None,
+        flags if flags & maps::MEMBER_BY_V4 != 0 => Some(maps::mapped_v4([a, b, c, d])),
+        flags if flags & maps::MEMBER_BY_V6 != 0 => Some(member.outer_destination),
+        _ => Some(maps::mac_key(member.mac)),
     }
 }
 
