@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use proxy_core::abuse::wire::{self, Decoder, Message, Reply, Wire, WireError};
-use proxy_core::abuse::{Inbound, LinkError, Outbound, SUMMARY_EVERY};
+use proxy_core::abuse::{DenyList, Inbound, LinkError, Outbound, SUMMARY_EVERY};
 use proxy_core::cluster::{Node, NodeName};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::{Semaphore, mpsc, watch};
@@ -201,7 +201,8 @@ where
 impl Receiving<'_> {
     fn handle_message(&mut self, message: Message) -> Result<Option<Reply>, LinkError> {
         let news = matches!(message, Message::Records(_));
-        let mut handle = |list: &mut _| self.inbound.handle_message(message, list, Instant::now(), unix_now());
+        let inbound = &mut self.inbound;
+        let handle = |list: &mut DenyList| inbound.handle_message(message, list, Instant::now(), unix_now());
         let reply = if news { self.list.change(handle) } else { handle(&mut self.list.lock()) }?;
         if let Some(error) = self.inbound.poll_refused() {
             tracing::error!(peer = self.peer, "part of a peer's deny list is not taken: {error}");
