@@ -10,6 +10,7 @@ pub mod drain;
 mod holdings;
 mod machine;
 mod permutation;
+pub mod services;
 #[cfg(test)]
 mod simulation;
 mod table;
