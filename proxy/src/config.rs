@@ -11,7 +11,7 @@ use std::{
 
 use proxy_common::hash::SteeringKey;
 
-use crate::pki;
+use crate::{dataplane::Mode, pki};
 
 pub use abuse::Abuse;
 pub use reader::{Problem, Problems, Reader, Table};
@@ -70,6 +70,7 @@ pub struct Pool {
 #[derive(Debug, Clone)]
 pub struct Steering {
     pub interface: String,
+    pub mode: Mode,
     pub bpffs: PathBuf,
     /// UDP port of packets between front ends of different segments.
     pub encapsulation_port: u16,
@@ -241,13 +242,18 @@ fn steering(reader: &mut Reader, root: &mut Table<'_>) -> Option<Steering> {
         reader.fault(&table, "interface", format!("there is no interface {name} (ip link lists them)"));
     }
     let bpffs = reader.or(&mut table, "bpffs", PathBuf::from(DEFAULT_BPFFS));
+    let mode: String = reader.or(&mut table, "mode", Mode::Auto.name().to_owned());
+    let known = [Mode::Auto, Mode::Driver, Mode::Generic].into_iter().find(|known| known.name() == mode);
+    if known.is_none() {
+        reader.fault(&table, "mode", "should be \"auto\", \"driver\" or \"generic\"");
+    }
     let encapsulation_port = reader.or(&mut table, "encapsulation_port", 7_401_u16);
     let weight = reader.or(&mut table, "weight", 100_u16);
     if weight == 0 {
         reader.fault(&table, "weight", "should be at least 1");
     }
     reader.close(table);
-    Some(Steering { interface: interface?, bpffs, encapsulation_port, weight })
+    Some(Steering { interface: interface?, mode: known?, bpffs, encapsulation_port, weight })
 }
 
 #[allow(clippy::option_option, reason = "outer: is the table right; inner: is it there")]

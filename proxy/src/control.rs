@@ -49,7 +49,9 @@ const MODE: u32 = 0o660;
 pub enum Request {
     Status,
     /// Takes no new connections until it is told to; gives up after so many seconds.
-    Drain { limit_s: Option<u64> },
+    Drain {
+        limit_s: Option<u64>,
+    },
     /// How the drain stands.
     DrainStatus,
     Undrain,
@@ -78,7 +80,10 @@ pub enum SteerRequest {
     Show,
     Stats,
     /// What becomes of a connection from `source` to `destination`.
-    Trace { source: SocketAddr, destination: SocketAddr },
+    Trace {
+        source: SocketAddr,
+        destination: SocketAddr,
+    },
 }
 
 /// What is answered.

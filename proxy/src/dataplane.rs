@@ -24,8 +24,8 @@ use nix::time::{ClockId, clock_getres};
 use proxy_common::{
     hash::SteeringKey,
     maps::{
-        self, AddressKey, BUCKETS, Chain, Control, Counter, HALVES, Interface, MAX_MEMBERS, Member, NO_SLOT, Owner, PeerSlots,
-        SERVICE_SLOTS, SLOTS, Service, TableState, VIP_OWNED,
+        self, AddressKey, BUCKETS, Chain, Control, Counter, HALVES, Interface, MAX_MEMBERS, Member, NO_SLOT, Owner,
+        PeerSlots, SERVICE_SLOTS, SLOTS, Service, TableState, VIP_OWNED,
     },
 };
 use proxy_core::steering::{Plan, services};

@@ -150,7 +150,7 @@ fn make_certificates(command: PkiCommand) -> Result<()> {
 fn detach(args: &ConfigArgs) -> Result<()> {
     let config = config::load(&args.config)?;
     let interface = &config.steering.interface;
-    if dataplane::detach(&run::dataplane_settings(&config, [0; 6]))? {
+    if dataplane::detach(&run::dataplane_settings(&config))? {
         say(&format!("{interface}: detached; its packets are no longer steered"))
     } else {
         say(&format!("{interface}: nothing was attached"))

@@ -17,7 +17,7 @@ use proxy_core::{
 
 use crate::{
     control::{Request, Response, SteerRequest, WeightRequest},
-    dataplane,
+    dataplane::Mode,
     drivers::{
         abuse::Abuse,
         cluster::Cluster,
@@ -109,7 +109,7 @@ impl Operator {
         let member = |node: &Node| steer_member(node, node.name == view.me, &snapshot);
         SteerShow {
             interface: self.reporter.interface.clone(),
-            mode: dataplane::MODE.to_owned(),
+            mode: self.mode().to_owned(),
             table_version: snapshot.version,
             settling: !snapshot.settled,
             connections: snapshot.connections,
@@ -117,6 +117,13 @@ impl Operator {
             members: view.members.iter().map(member).collect(),
             vips: view.own_vips().collect(),
         }
+    }
+
+    /// The interface has one program, so one mode.
+    fn mode(&self) -> &'static str {
+        let dataplane = self.dataplane.lock();
+        let mode = dataplane.attachments().find_map(|(_, mode)| mode);
+        mode.map_or("not attached", Mode::name)
     }
 
     fn stats(&self) -> Result<SteerStats> {

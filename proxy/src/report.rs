@@ -25,8 +25,8 @@ use crate::{
     operator,
     scanner::Scanner,
     status::{
-        abuse::AbuseStatus,
         DirectoryStatus, MemberStatus, NodeStatus, ScannerStatus, SourceStatus, Status, SteeringStatus, VipStatus,
+        abuse::AbuseStatus,
     },
     transport::TransportStats,
     weight::WeightStore,

@@ -26,7 +26,7 @@ use crate::{
     announce::Announcer,
     config::{self, Config},
     control::Control,
-    dataplane::{self, Dataplane, ProgramLog},
+    dataplane::{self, Dataplane, InterfaceSettings, ProgramLog},
     drivers::{
         abuse::{self, Abuse},
         announcer,
@@ -41,7 +41,7 @@ use crate::{
     },
     io as sockets,
     metrics::{self, Metrics, Protocol},
-    netdev::{self, MacAddress},
+    netdev::{self, Interface, MacAddress},
     operator::Operator,
     relay::Relay,
     report::Reporter,
@@ -111,8 +111,21 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<()> {
             return Err(error);
         }
     };
-    let Prepared { me, settings, sockets, directory, front_ends, dataplane, abuse, logger, announcer, here, link, weight, mac } =
-        prepared;
+    let Prepared {
+        me,
+        settings,
+        sockets,
+        directory,
+        front_ends,
+        dataplane,
+        abuse,
+        logger,
+        announcer,
+        here,
+        link,
+        weight,
+        mac,
+    } = prepared;
 
     let Incoming { datagrams, streams } = sockets.incoming;
     let streams = streams::divide(streams);
@@ -174,8 +187,12 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<()> {
         tokio::spawn(sockets.control.run(move |request| operator.clone().answer(request))),
     ];
     if let Some(listener) = sockets.metrics {
-        let collector =
-            crate::report::collector(dataplane.clone(), (steering.snapshot(), abuse.clone()), stats, directory.directory());
+        let collector = crate::report::collector(
+            dataplane.clone(),
+            (steering.snapshot(), abuse.clone()),
+            stats,
+            directory.directory(),
+        );
         tokio::spawn(metrics::serve(listener, metrics::registry(&metrics, vec![collector])));
     }
     info!(node = config.node.name, vips = ?config.pool.vips, "serving");
@@ -270,36 +287,53 @@ async fn prepare(config: &Config, identity: &Identity, with_tls: bool) -> Result
     let (front_ends, front_ends_seen) = watch::channel(vec![config.pool.listen]);
     let directory = DirectoryDriver::open(&config.node.state_dir, front_ends_seen).context("node.state_dir")?;
     let settings = Settings::new(config.pool.seeds.clone(), config.pool.vips.clone())?;
-    let (dataplane, logger) = prepare_dataplane(config, interface.mac, with_tls)?;
+    let (dataplane, logger) = prepare_dataplane(config, &interface, with_tls)?;
     let dataplane = SharedDataplane::new(dataplane);
     let abuse = Abuse::open(&config.node.name, &config.node.state_dir, config.abuse, dataplane.clone())?;
-    let link = Link {
-        index: interface.index,
-        mtu: interface.mtu,
-        encapsulation_port: config.steering.encapsulation_port,
-    };
+    let link =
+        Link { index: interface.index, mtu: interface.mtu, encapsulation_port: config.steering.encapsulation_port };
     let mac = interface.mac;
-    Ok(Prepared { me, settings, sockets, directory, front_ends, dataplane, abuse, logger, announcer, here, link, weight, mac })
+    Ok(Prepared {
+        me,
+        settings,
+        sockets,
+        directory,
+        front_ends,
+        dataplane,
+        abuse,
+        logger,
+        announcer,
+        here,
+        link,
+        weight,
+        mac,
+    })
 }
 
-fn prepare_dataplane(config: &Config, mac: [u8; 6], with_tls: bool) -> Result<(Dataplane, ProgramLog)> {
-    let settings = dataplane_settings(config, mac);
+fn prepare_dataplane(config: &Config, interface: &Interface, with_tls: bool) -> Result<(Dataplane, ProgramLog)> {
+    let interface = InterfaceSettings {
+        name: interface.name.clone(),
+        mac: interface.mac,
+        mtu: u16::try_from(interface.mtu).unwrap_or(u16::MAX),
+    };
+    let settings = dataplane::Settings { interfaces: vec![interface], ..dataplane_settings(config) };
     let mut dataplane = Dataplane::open(&settings)?;
     // Whatever an earlier daemon owned may be another's by now.
     let unowned = config.pool.vips.iter().map(|vip| (*vip, false));
     dataplane.set_vips(unowned).context("failed to declare the virtual addresses")?;
     dataplane.set_services(services(config, with_tls)).context("failed to declare the services")?;
     let logger = dataplane.logger()?;
-    dataplane.attach(&settings)?;
+    dataplane.attach()?;
     Ok((dataplane, logger))
 }
 
-/// What the dataplane needs of the configuration.
+/// What the dataplane needs of the configuration; the interfaces are not looked at.
 #[must_use]
-pub fn dataplane_settings(config: &Config, mac: [u8; 6]) -> dataplane::Settings {
+pub fn dataplane_settings(config: &Config) -> dataplane::Settings {
     dataplane::Settings {
-        interface: config.steering.interface.clone(),
-        mac,
+        node: config.node.name.clone(),
+        interfaces: vec![],
+        mode: config.steering.mode,
         bpffs: config.steering.bpffs.clone(),
         key: config.pool.key,
     }

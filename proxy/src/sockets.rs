@@ -4,13 +4,13 @@
 use std::{io, net::SocketAddr};
 
 use anyhow::{Context, Result, anyhow, bail};
-use rtnetlink::packet_core::{
-    NLM_F_DUMP, NLM_F_REQUEST, NLMSG_DONE, NLMSG_ERROR, NLMSG_NOOP, NetlinkBuffer, NetlinkHeader, NetlinkMessage,
-    NetlinkPayload, Parseable as _,
-};
 use netlink_packet_sock_diag::{
     AF_INET, AF_INET6, IPPROTO_TCP, SockDiagMessage,
     inet::{ExtensionFlags, InetRequest, InetResponseHeader, SocketId, StateFlags},
+};
+use rtnetlink::packet_core::{
+    NLM_F_DUMP, NLM_F_REQUEST, NLMSG_DONE, NLMSG_ERROR, NLMSG_NOOP, NetlinkBuffer, NetlinkHeader, NetlinkMessage,
+    NetlinkPayload, Parseable as _,
 };
 use rtnetlink::sys::{Socket, protocols::NETLINK_SOCK_DIAG};
 

@@ -152,7 +152,10 @@ impl fmt::Display for Status {
         let counters: Vec<_> = counters.map(|(name, n)| format!("{name} {n}")).collect();
         let SteeringStatus { interface, settled, connections, strays, .. } = &self.steering;
         let settling = if *settled { "" } else { ", settling" };
-        writeln!(f, "Steering:  {interface}: {connections} connections, {strays} of them in others' buckets{settling}")?;
+        writeln!(
+            f,
+            "Steering:  {interface}: {connections} connections, {strays} of them in others' buckets{settling}"
+        )?;
         let AbuseStatus { denied_prefixes, limit, cookies } = &self.abuse;
         writeln!(f, "Denied:    {denied_prefixes} prefixes")?;
         writeln!(f, "Limit:     {limit}")?;
@@ -226,14 +229,13 @@ mod tests {
 
     #[test]
     fn json_is_flat_where_people_script() {
-        let steering =
-            SteeringStatus {
-                interface: "eth0".into(),
-                settled: true,
-                connections: 3,
-                strays: 0,
-                counters: [("own_new_connections".to_owned(), 7)].into(),
-            };
+        let steering = SteeringStatus {
+            interface: "eth0".into(),
+            settled: true,
+            connections: 3,
+            strays: 0,
+            counters: [("own_new_connections".to_owned(), 7)].into(),
+        };
         let json = serde_json::to_value(&steering).unwrap();
         assert_eq!((&json["own_new_connections"], &json["connections"]), (&7.into(), &3.into()));
         let read: SteeringStatus = serde_json::from_value(json).unwrap();

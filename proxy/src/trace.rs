@@ -68,7 +68,12 @@ fn asked(chain: Chain) -> impl Iterator<Item = u8> {
     (0..MAX_CHAIN).map(move |position| chain.member(position)).take_while(|slot| *slot != NO_SLOT)
 }
 
-fn verdict(question: &Question, flags: u8, dataplane: &mut Dataplane, members: &[(&str, Member)]) -> Result<TraceVerdict> {
+fn verdict(
+    question: &Question,
+    flags: u8,
+    dataplane: &mut Dataplane,
+    members: &[(&str, Member)],
+) -> Result<TraceVerdict> {
     let packet = packet(question, flags);
     let mut suspects: Option<Vec<String>> = None;
     let mut last = None;

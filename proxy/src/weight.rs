@@ -30,7 +30,10 @@ impl WeightStore {
     #[must_use]
     pub fn load(&self) -> WeightStatus {
         let weight = self.read().unwrap_or_else(|error| {
-            tracing::warn!(error = format!("{error:#}"), "the weight that was set is not known: taking the configuration's");
+            tracing::warn!(
+                error = format!("{error:#}"),
+                "the weight that was set is not known: taking the configuration's"
+            );
             None
         });
         self.status(weight.unwrap_or(self.configured))

@@ -35,7 +35,8 @@ pub fn run(args: &DrainArgs, out: &mut impl Write) -> Result<()> {
     if status.connections.is_none() {
         status = ask(args, &Request::DrainStatus)?;
     }
-    writeln!(out, "{status}\nautocluster drain --wait shows how it goes on, autocluster undrain takes it back").context(UNTOLD)
+    writeln!(out, "{status}\nautocluster drain --wait shows how it goes on, autocluster undrain takes it back")
+        .context(UNTOLD)
 }
 
 const UNTOLD: &str = "failed to write to standard output";
@@ -96,7 +97,8 @@ mod tests {
 
     #[test]
     fn progress_is_shown_until_nothing_is_left() {
-        let states = [(DrainState::Draining, 2), (DrainState::Draining, 2), (DrainState::Draining, 1), (DrainState::Drained, 0)];
+        let states =
+            [(DrainState::Draining, 2), (DrainState::Draining, 2), (DrainState::Draining, 1), (DrainState::Drained, 0)];
         let (text, result) = waited(false, &states);
         result.unwrap();
         assert_eq!(text.lines().count(), 3, "one line for each change: {text}");

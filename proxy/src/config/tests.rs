@@ -83,7 +83,9 @@ fn limits_are_read_and_checked() {
     let files = Files::new();
     let config = files.load(&format!("{GOOD}[abuse]\nnew_connections_per_second = 0\nprefix_v6 = 64\n")).unwrap();
     assert_eq!((config.abuse.limit.per_second, config.abuse.limit.prefix_v6), (None, 64));
-    for (key, value) in [("prefix_v4", 0), ("prefix_v4", 288), ("prefix_v6", 65), ("new_connections_per_second", 100_000_000)] {
+    for (key, value) in
+        [("prefix_v4", 0), ("prefix_v4", 288), ("prefix_v6", 65), ("new_connections_per_second", 100_000_000)]
+    {
         let problems = files.load(&format!("{GOOD}[abuse]\n{key} = {value}\n")).unwrap_err().problems;
         let told: Vec<_> = problems.iter().map(|p| (p.line, p.key.as_str())).collect();
         assert_eq!(told, [(Some(20), &*format!("abuse.{key}"))], "{value}");
@@ -119,6 +121,7 @@ fn the_documented_defaults_are_true() {
         ("imap.idle_timeout", seconds(config.imap.idle_timeout)),
         ("pop3.port", config.pop3.port.to_string()),
         ("pop3.tls_port", config.pop3.tls_port.to_string()),
+        ("steering.mode", format!("{:?}", config.steering.mode.name())),
         ("steering.encapsulation_port", config.steering.encapsulation_port.to_string()),
         ("steering.weight", config.steering.weight.to_string()),
         ("steering.bpffs", format!("{:?}", config.steering.bpffs)),

@@ -1,9 +1,6 @@
 //! The Ethernet addresses to which packets to machines beyond the segment are sent.
 
-use std::{
-    collections::BTreeMap,
-    net::IpAddr,
-};
+use std::{collections::BTreeMap, net::IpAddr};
 
 use anyhow::{Context, Result};
 use futures_util::TryStreamExt;
@@ -119,8 +116,8 @@ mod tests {
             ip("neigh add 10.80.0.1 lladdr 02:00:00:00:00:80 dev vc");
             let index = netdev::interface("va").await.unwrap().index;
             let address = |text: &str| text.parse::<IpAddr>().unwrap();
-            let asked =
-                ["10.78.0.21", "10.77.0.12", "10.79.0.1", "fd78::21", "10.77.0.13", "10.80.0.1", "192.0.2.1"].map(address);
+            let asked = ["10.78.0.21", "10.77.0.12", "10.79.0.1", "fd78::21", "10.77.0.13", "10.80.0.1", "192.0.2.1"]
+                .map(address);
             let found = next_hops(index, &asked).await.unwrap();
             let last = |text| found.get(&address(text)).map(|mac| mac[5]);
             assert_eq!(last("10.78.0.21"), Some(0x01), "through the gateway");

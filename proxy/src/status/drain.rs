@@ -96,10 +96,7 @@ mod tests {
         assert_eq!(running.to_string(), "draining, 123 connections left, without a deadline");
         running.deadline_unix_ms = Some(12 * 3_600_000 + 34 * 60_000);
         assert_eq!(running.to_string(), "draining, 123 connections left, until 12:34:00 UTC (in 0 s)");
-        assert_eq!(
-            drain(DrainState::Expired, Some(1)).to_string(),
-            "not drained: 1 connection left at the deadline"
-        );
+        assert_eq!(drain(DrainState::Expired, Some(1)).to_string(), "not drained: 1 connection left at the deadline");
     }
 
     #[test]

@@ -145,7 +145,11 @@ fn core_mode(mode: CookiesMode) -> Mode {
     }
 }
 
-#[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a rate is positive; huge ones may saturate")]
+#[allow(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "a rate is positive; huge ones may saturate"
+)]
 fn cookies_status(flood: &FloodSwitch) -> CookiesStatus {
     let cookies = flood.cookies(Instant::now());
     let mode = match flood.mode() {

@@ -62,9 +62,9 @@ pub(super) async fn send(list: SharedDenyList, transport: Transport, mut views: 
         let wanted: Vec<_> = view.members.iter().filter(|node| node.name != view.me).map(key).collect();
         links.retain(|key, _| wanted.contains(key));
         for (name, address, generation) in wanted {
-            links.entry((name.clone(), address, generation)).or_insert_with(|| {
-                Link(tokio::spawn(keep_sending(list.clone(), transport.clone(), name, address)))
-            });
+            links
+                .entry((name.clone(), address, generation))
+                .or_insert_with(|| Link(tokio::spawn(keep_sending(list.clone(), transport.clone(), name, address))));
         }
         if views.changed().await.is_err() {
             return;

@@ -136,7 +136,8 @@ pub(super) fn obey(dataplane: &SharedDataplane, cookies: Cookies) {
 fn cookies_sent(netstat: &str) -> Option<u64> {
     let mut lines = netstat.lines().filter_map(|line| line.strip_prefix("TcpExt:"));
     let (names, numbers) = (lines.next()?, lines.next()?);
-    let (_, number) = names.split_whitespace().zip(numbers.split_whitespace()).find(|(name, _)| *name == "SyncookiesSent")?;
+    let (_, number) =
+        names.split_whitespace().zip(numbers.split_whitespace()).find(|(name, _)| *name == "SyncookiesSent")?;
     number.parse().ok()
 }
 

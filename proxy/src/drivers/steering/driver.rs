@@ -24,8 +24,7 @@ use tokio::{
 use tracing::{error, info, warn};
 
 use super::{
-    Command, Settings, SharedDataplane,
-    census,
+    Command, Settings, SharedDataplane, census,
     links::{Heard, Links},
     path,
     snapshot::Snapshot,

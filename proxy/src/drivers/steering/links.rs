@@ -3,12 +3,7 @@
 //!
 //! A stream keeps the order; holdings that a slow peer has not taken are replaced by newer ones, never queued.
 
-use std::{
-    collections::BTreeMap,
-    net::SocketAddr,
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use proxy_core::{
@@ -33,15 +28,15 @@ const MAX_STREAMS: usize = 2 * proxy_common::maps::MAX_MEMBERS as usize;
 
 /// What another member told.
 #[derive(Debug)]
-pub struct Heard {
+pub(super) struct Heard {
     /// Its name, as its certificate proves it.
-    pub from: String,
-    pub holdings: Holdings,
+    pub(super) from: String,
+    pub(super) holdings: Holdings,
 }
 
 /// The streams to the other members.
 #[derive(Debug)]
-pub struct Links {
+pub(super) struct Links {
     transport: Transport,
     latest: watch::Sender<Arc<[u8]>>,
     peers: BTreeMap<NodeName, Peer>,
@@ -61,13 +56,12 @@ impl Drop for Peer {
 }
 
 impl Links {
-    #[must_use]
-    pub fn new(transport: Transport) -> Self {
+    pub(super) fn new(transport: Transport) -> Self {
         Self { transport, latest: watch::Sender::new(Arc::from([])), peers: BTreeMap::new() }
     }
 
     /// Keeps a stream to each of these members, and to nobody else.
-    pub fn handle_members<'a>(&mut self, others: impl Iterator<Item = &'a Node>) {
+    pub(super) fn handle_members<'a>(&mut self, others: impl Iterator<Item = &'a Node>) {
         let mut kept = BTreeMap::new();
         for node in others {
             let former = self.peers.remove(&node.name);
@@ -79,7 +73,7 @@ impl Links {
     }
 
     /// Tells every other member.
-    pub fn tell(&self, holdings: &Holdings) {
+    pub(super) fn tell(&self, holdings: &Holdings) {
         self.latest.send_replace(holdings.encode().into());
     }
 
@@ -137,7 +131,7 @@ impl Link {
 }
 
 /// Reads the streams that other front ends open until there are no more.
-pub async fn receive(mut streams: mpsc::Receiver<IncomingStream>, heard: mpsc::Sender<Heard>) {
+pub(super) async fn receive(mut streams: mpsc::Receiver<IncomingStream>, heard: mpsc::Sender<Heard>) {
     let slots = Arc::new(Semaphore::new(MAX_STREAMS));
     while let Some(stream) = streams.recv().await {
         let IncomingStream { remote, peer, recv, .. } = stream;
