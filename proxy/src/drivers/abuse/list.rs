@@ -8,7 +8,7 @@ use tokio::sync::watch;
 
 /// The deny list and a signal that it has changed; clones are one and the same.
 #[derive(Debug, Clone)]
-pub struct SharedDenyList(Arc<Shared>);
+pub(super) struct SharedDenyList(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
@@ -22,12 +22,12 @@ impl SharedDenyList {
     }
 
     /// Exclusive use, for milliseconds at the most. Whoever changes the list uses [`SharedDenyList::change`].
-    pub fn lock(&self) -> MutexGuard<'_, DenyList> {
+    pub(super) fn lock(&self) -> MutexGuard<'_, DenyList> {
         self.0.list.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Changes the list, and wakes those who wait for that.
-    pub fn change<T>(&self, change: impl FnOnce(&mut DenyList) -> T) -> T {
+    pub(super) fn change<T>(&self, change: impl FnOnce(&mut DenyList) -> T) -> T {
         let result = change(&mut self.lock());
         self.0.changed.send_replace(());
         result
