@@ -31,9 +31,12 @@ use proxy_common::{
 use proxy_core::steering::{Plan, services};
 
 pub use self::attach::Mode;
+pub use self::deny::DenyMaps;
 use self::mapped::Mapped;
 
+mod abuse;
 mod attach;
+pub mod deny;
 mod mapped;
 
 static PROGRAM: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/autocluster-xdp"));
