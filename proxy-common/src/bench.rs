@@ -1,8 +1,10 @@
 //! What `cargo xtask bench steer` and the programs that it runs agree on. No part of the kernel ABI: nothing of it is
 //! pinned, and the daemon has none of it.
 
-/// Octets of every frame that the bench makes.
-pub const FRAME: usize = 128;
+/// Words of a frame that the bench makes: the longest headers, and little more, since a SYN cookie answers short frames.
+pub const WORDS: usize = 10;
+/// Words of an encapsulated one.
+pub const WORDS_ENCAPSULATED: usize = 14;
 /// Octets of the outer headers of an encapsulated frame: IPv4 and UDP.
 pub const OUTER: usize = 28;
 /// Octets of an Ethernet header.
@@ -24,7 +26,7 @@ pub struct Workload {
     pub count: u64,
     /// Number of flows less one; the number is a power of two.
     pub flow_mask: u64,
-    /// Odd, so that no two flows are the same.
+    /// Spreads the flows over addresses and ports.
     pub multiplier: u64,
     pub host_shift: u64,
     pub host_mask: u64,
@@ -40,8 +42,8 @@ pub struct Workload {
     pub header_sum: u64,
     /// 1 if what is measured moves the frame's end, 0 if it moves its beginning.
     pub moves_end: u64,
-    /// The frame.
-    pub frame: [u64; FRAME / 8],
+    /// The frame; a plain one is shorter.
+    pub frame: [u64; WORDS_ENCAPSULATED],
 }
 
 impl Workload {

@@ -14,7 +14,7 @@ use aya_ebpf::{
     programs::XdpContext,
 };
 use proxy_common::{
-    bench::{ETHERNET, FRAME, OUTER, Workload},
+    bench::{ETHERNET, OUTER, WORDS, WORDS_ENCAPSULATED, Workload},
     hash::{hash_v4, hash_v6},
     maps::{BUCKET_BITS, BUCKETS, Control, HALVES, MMAPABLE, Member, Owner, SLOTS, TableState},
 };
@@ -43,22 +43,22 @@ const IPV6: usize = 40;
 
 #[xdp(frags)]
 pub fn prologue_v4(ctx: XdpContext) -> u32 {
-    prologue::<false, 0>(&ctx)
+    prologue::<false, 0, WORDS>(&ctx)
 }
 
 #[xdp(frags)]
 pub fn prologue_v6(ctx: XdpContext) -> u32 {
-    prologue::<true, 0>(&ctx)
+    prologue::<true, 0, WORDS>(&ctx)
 }
 
 #[xdp(frags)]
 pub fn prologue_v4_encapsulated(ctx: XdpContext) -> u32 {
-    prologue::<false, OUTER>(&ctx)
+    prologue::<false, OUTER, WORDS_ENCAPSULATED>(&ctx)
 }
 
 #[xdp(frags)]
 pub fn prologue_v6_encapsulated(ctx: XdpContext) -> u32 {
-    prologue::<true, OUTER>(&ctx)
+    prologue::<true, OUTER, WORDS_ENCAPSULATED>(&ctx)
 }
 
 /// Nothing: what every other figure is net of.
@@ -89,8 +89,8 @@ pub fn floor_encapsulate_v6(ctx: XdpContext) -> u32 {
 
 /// Makes the next flow's packet and goes on to what is measured; whoever gets here again failed to.
 #[inline(always)]
-fn prologue<const V6: bool, const INNER: usize>(ctx: &XdpContext) -> u32 {
-    if make::<V6, INNER>(ctx).is_some() {
+fn prologue<const V6: bool, const INNER: usize, const LENGTH: usize>(ctx: &XdpContext) -> u32 {
+    if make::<V6, INNER, LENGTH>(ctx).is_some() {
         // SAFETY: the helper reads a clock. It waits for the stores above to be done, as they are long done in a packet
         // that a NIC wrote: otherwise what is measured would pay for reading in other widths than we wrote in.
         unsafe { bpf_ktime_get_ns() };
@@ -101,16 +101,16 @@ fn prologue<const V6: bool, const INNER: usize>(ctx: &XdpContext) -> u32 {
 }
 
 #[inline(always)]
-fn make<const V6: bool, const INNER: usize>(ctx: &XdpContext) -> Option<()> {
+fn make<const V6: bool, const INNER: usize, const LENGTH: usize>(ctx: &XdpContext) -> Option<()> {
     let workload = WORKLOAD.get_ptr_mut(0)?;
     // SAFETY: the map's element; nobody else writes it while the bench runs.
     let workload = unsafe { &mut *workload };
-    undo_moves(ctx, workload.moves_end != 0)?;
+    undo_moves::<LENGTH>(ctx, workload.moves_end != 0)?;
     let (address, port) = workload.flow(workload.count);
     workload.count += 1;
-    let frame = at::<[u64; FRAME / 8]>(ctx, 0)?;
-    // SAFETY: `at` checked the bounds, here and below.
-    unsafe { frame.write_unaligned(workload.frame) };
+    let frame = at::<[u64; LENGTH]>(ctx, 0)?;
+    // SAFETY: `at` checked the bounds, here and below; the workload's frame is as long as the longest.
+    unsafe { frame.write_unaligned((&raw const workload.frame).cast::<[u64; LENGTH]>().read()) };
     let ip = INNER + ETHERNET;
     if V6 {
         let source = at::<u64>(ctx, ip + 8)?;
@@ -130,8 +130,8 @@ fn make<const V6: bool, const INNER: usize>(ctx: &XdpContext) -> Option<()> {
 /// The run before may have moved the frame's beginning or its end. One helper call in any case, so that every variant
 /// pays for one.
 #[inline(always)]
-fn undo_moves(ctx: &XdpContext, moves_end: bool) -> Option<()> {
-    let grown = (ctx.data_end() - ctx.data()) as i32 - FRAME as i32;
+fn undo_moves<const LENGTH: usize>(ctx: &XdpContext, moves_end: bool) -> Option<()> {
+    let grown = (ctx.data_end() - ctx.data()) as i32 - 8 * LENGTH as i32;
     // SAFETY: the helpers take the context that the kernel gave us.
     let failed = unsafe {
         if moves_end { bpf_xdp_adjust_tail(ctx.ctx, -grown) } else { bpf_xdp_adjust_head(ctx.ctx, grown) }

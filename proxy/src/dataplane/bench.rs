@@ -1,21 +1,32 @@
 //! The bench's side of the data plane: loads the prologues and floors beside the XDP program, over the same maps, puts
 //! the maps into the states that are measured, and times runs.
 
-use std::{path::Path, time::Duration};
+use std::{
+    net::{Ipv4Addr, Ipv6Addr},
+    path::Path,
+    time::Duration,
+};
 
-use anyhow::{Context, Result, anyhow, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use aya::{
-    Ebpf, EbpfLoader,
-    maps::{MapData, ProgramArray},
-    programs::{TestRun, TestRunOptions, Xdp},
+    Ebpf, EbpfLoader, Pod,
+    maps::{
+        MapData, ProgramArray,
+        lpm_trie::{Key, LpmTrie},
+    },
+    programs::{TestRun, TestRunOptions},
 };
 use nix::time::{ClockId, clock_gettime};
 use proxy_common::{
-    bench::{FRAME, NEXT, WORKLOAD, Workload},
-    maps::Counter,
+    bench::{NEXT, WORDS, WORDS_ENCAPSULATED, WORKLOAD, Workload},
+    hash::v6_words,
+    maps::{self, Counter, DENY_V4_FILTER, DENY_V6_FINE, DENY_WORDS, FilterBit},
 };
 
-use super::{Dataplane, Mapped, program};
+use super::{Dataplane, Mapped, PROGRAM_NAME, program};
+
+/// A period of 256 jiffies: about a second.
+const PERIOD_SHIFT: u32 = 8;
 
 static PROGRAMS: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/autocluster-bench"));
 
@@ -37,6 +48,14 @@ impl Prologue {
             Self::V6 => "prologue_v6",
             Self::V4Encapsulated => "prologue_v4_encapsulated",
             Self::V6Encapsulated => "prologue_v6_encapsulated",
+        }
+    }
+
+    /// Octets of the frames that it makes.
+    const fn length(self) -> usize {
+        match self {
+            Self::V4 | Self::V6 => 8 * WORDS,
+            Self::V4Encapsulated | Self::V6Encapsulated => 8 * WORDS_ENCAPSULATED,
         }
     }
 }
@@ -96,7 +115,7 @@ impl Bench {
     pub fn load(pins: &Path) -> Result<Self> {
         let mut ebpf = EbpfLoader::new().default_map_pin_directory(pins).load(PROGRAMS)?;
         for name in Prologue::ALL.map(Prologue::program).into_iter().chain(Target::OWN.iter().filter_map(|t| t.program())) {
-            named(&mut ebpf, name)?.load().with_context(|| format!("the kernel refused the program {name}"))?;
+            program(&mut ebpf, name)?.load().with_context(|| format!("the kernel refused the program {name}"))?;
         }
         let workload = Mapped::new(&ebpf, WORKLOAD, 1)?;
         let next = ebpf.take_map(NEXT).with_context(|| format!("the bench has no map {NEXT}"))?;
@@ -110,8 +129,8 @@ impl Bench {
     pub fn aim(&mut self, target: Target, workload: Workload, dataplane: &mut Dataplane) -> Result<()> {
         self.workload.write(0, workload);
         let program = match target.program() {
-            Some(name) => named(&mut self.ebpf, name)?,
-            None => program(&mut dataplane.ebpf)?,
+            Some(name) => program(&mut self.ebpf, name)?,
+            None => program(dataplane.ebpf()?, PROGRAM_NAME)?,
         };
         self.next.set(0, program.fd()?, 0).context("the kernel refused the tail call")
     }
@@ -122,8 +141,8 @@ impl Bench {
     /// The kernel refused to run it, or fewer packets were made than were to be.
     pub fn run(&mut self, prologue: Prologue, packets: u32, dataplane: &Dataplane) -> Result<Run> {
         let (made, counters) = (self.workload.read(0).count, dataplane.counters()?);
-        let frame = [0_u8; FRAME];
-        let program = named(&mut self.ebpf, prologue.program())?;
+        let frame = vec![0; prologue.length()];
+        let program = program(&mut self.ebpf, prologue.program())?;
         let options = TestRunOptions { data_in: Some(&frame), repeat: packets, ..TestRunOptions::new() };
         let begin = thread_time()?;
         let result = program.test_run(options)?;
@@ -134,23 +153,47 @@ impl Bench {
         let risen = counted.map(|((counter, after), (_, before))| (counter, after - before));
         Ok(Run { cpu, action: result.return_value, counted: risen.filter(|(_, n)| *n > 0).collect() })
     }
+}
 
-    /// What a target makes of one packet, for those who want to see it.
+/// What the bench sets in the maps beyond what the daemon does.
+impl Dataplane {
+    /// Which checks the program makes: flags of `Control`, and a limit of new connections; 0: none.
+    pub fn set_checks(&mut self, flags: u32, new_connection_limit: u32) {
+        self.control.update(|control| {
+            control.flags = flags;
+            control.new_connection_limit = new_connection_limit;
+            (control.period_shift, control.prefix_v4, control.prefix_v6) = (PERIOD_SHIFT, 32, 64);
+        });
+    }
+
+    /// Fills the deny list: with /24s and /48s.
     ///
     /// # Errors
-    /// As for [`Self::run`].
-    pub fn one(&mut self, prologue: Prologue) -> Result<(u32, Vec<u8>)> {
-        let (frame, mut out) = ([0_u8; FRAME], vec![0; 2 * FRAME]);
-        let options = TestRunOptions { data_in: Some(&frame), data_out: Some(&mut out), ..TestRunOptions::new() };
-        let result = named(&mut self.ebpf, prologue.program())?.test_run(options)?;
-        out.truncate(result.data_size_out as usize);
-        Ok((result.return_value, out))
+    /// A map is missing or full.
+    pub fn fill_deny_list(
+        &mut self,
+        v4: impl Iterator<Item = Ipv4Addr>,
+        v6: impl Iterator<Item = Ipv6Addr>,
+    ) -> Result<()> {
+        let ebpf = self.ebpf()?;
+        let filter = Mapped::<u64>::new(ebpf, maps::DENY_FILTER, DENY_WORDS as usize)?;
+        let set = |bit: FilterBit| filter.write(bit.word as usize, filter.read(bit.word as usize) | bit.mask);
+        let mut trie = trie::<[u8; 4]>(ebpf, maps::DENY_V4)?;
+        for address in v4.map(|address| address.octets()) {
+            set(FilterBit::v4(address));
+            trie.insert(&Key::new(DENY_V4_FILTER, address), 1, 0)?;
+        }
+        let mut trie = trie::<[u8; 16]>(ebpf, maps::DENY_V6)?;
+        for address in v6.map(|address| address.octets()) {
+            set(FilterBit::v6_fine(v6_words(address)[0]));
+            trie.insert(&Key::new(DENY_V6_FINE, address), 1, 0)?;
+        }
+        Ok(())
     }
 }
 
-fn named<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut Xdp> {
-    let program = ebpf.program_mut(name).with_context(|| format!("the bench has no program {name}"))?;
-    Ok(program.try_into()?)
+fn trie<'a, K: Pod>(ebpf: &'a mut Ebpf, name: &str) -> Result<LpmTrie<&'a mut MapData, K, u32>> {
+    Ok(ebpf.map_mut(name).with_context(|| format!("the program has no map {name}"))?.try_into()?)
 }
 
 /// What this thread has used of a CPU: time that other processes take is not ours.

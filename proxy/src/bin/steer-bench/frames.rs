@@ -2,7 +2,7 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-use proxy_common::bench::{ETHERNET, FRAME, OUTER, Workload};
+use proxy_common::bench::{ETHERNET, OUTER, WORDS, WORDS_ENCAPSULATED, Workload};
 
 /// This machine's MAC address.
 pub(crate) const MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
@@ -41,7 +41,7 @@ const IPV6: usize = 40;
 const TCP: u8 = 6;
 const UDP: u8 = 17;
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) enum Family {
     V4,
     V6,
@@ -92,7 +92,7 @@ pub(crate) struct Frames {
     pub(crate) sources: Sources,
     pub(crate) to_vip: bool,
     pub(crate) encapsulated: bool,
-    /// What is measured changes the frame's end.
+    /// What is measured moves the frame's end, not its beginning.
     pub(crate) moves_end: bool,
 }
 
@@ -127,7 +127,7 @@ impl Frames {
             port: 1_024,
             header_sum: 0,
             moves_end: 0,
-            frame: [0; FRAME / 8],
+            frame: [0; WORDS_ENCAPSULATED],
         };
         match self.sources {
             Sources::Anywhere => {
@@ -152,8 +152,8 @@ impl Frames {
         }
     }
 
-    fn frame(self) -> [u8; FRAME] {
-        let mut frame = [0; FRAME];
+    fn frame(self) -> Vec<u8> {
+        let mut frame = vec![0; 8 * if self.encapsulated { WORDS_ENCAPSULATED } else { WORDS }];
         let ip = if self.encapsulated { OUTER } else { 0 } + ETHERNET;
         frame[..6].copy_from_slice(&MAC);
         frame[6..12].copy_from_slice(&[2, 0, 0, 0, 0, 0xcc]);

@@ -38,7 +38,19 @@ pub(crate) fn leave_the_network() -> Result<()> {
         }
     }
     // The connections wait in the accept queue, where they need no file descriptor.
-    std::fs::write("/proc/sys/net/core/somaxconn", CONNECTIONS.to_string()).context("failed to set somaxconn")
+    set("core/somaxconn", &(2 * CONNECTIONS).to_string())
+}
+
+/// Has the kernel make SYN cookies whenever it is asked for one, as the daemon does.
+///
+/// # Errors
+/// The kernel refused.
+pub(crate) fn allow_cookies() -> Result<()> {
+    set("ipv4/tcp_syncookies", "2")
+}
+
+fn set(name: &str, value: &str) -> Result<()> {
+    std::fs::write(format!("/proc/sys/net/{name}"), value).with_context(|| format!("failed to set {name}"))
 }
 
 /// Makes [`CONNECTIONS`] established connections to the VIP of a family; they live as long as the listener.
@@ -49,7 +61,8 @@ pub(crate) fn connect(family: Family) -> Result<Socket> {
     let vip = SocketAddr::new(vip(family), frames::SERVICE);
     let listener = socket(family)?;
     listener.bind(&vip.into()).with_context(|| format!("failed to bind {vip}"))?;
-    listener.listen(i32::try_from(CONNECTIONS)?)?;
+    // A queue that is full gives no SYN cookie.
+    listener.listen(i32::try_from(2 * CONNECTIONS)?)?;
     for k in 0..CONNECTIONS {
         let from = SocketAddr::new(client(family, k), frames::SOCKETS_PORT);
         connect_and_vanish(family, from, vip).with_context(|| format!("failed to connect {from} to {vip}"))?;
