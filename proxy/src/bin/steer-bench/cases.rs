@@ -195,7 +195,9 @@ impl Case {
                 (Frames { sources: Sources::Unconnected, ..plain }, chained, XDP_TX, Some(Counter::HandedOn))
             }
             Path::Denied => (Frames { sources: Sources::Denied, ..plain }, checked, XDP_DROP, Some(Counter::Denied)),
-            Path::Cookie => (Frames { moves_end: true, ..syn }, State { cookies: true, ..own }, XDP_TX, Some(Counter::CookieSent)),
+            Path::Cookie => {
+                (Frames { moves_end: true, ..syn }, State { cookies: true, ..own }, XDP_TX, Some(Counter::CookieSent))
+            }
         };
         Self { path, target: target(path, family), frames, state, expected: (action, counter) }
     }

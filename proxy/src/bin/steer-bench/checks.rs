@@ -45,15 +45,31 @@ const MILLION: u64 = FLOWS[3];
 pub(crate) fn packets(figures: &Figures) -> Vec<Check> {
     let family = |family: Family| {
         let name = family.name();
-        let worst = |of, to| FLOWS.map(|flows| ratio(figures, family, (of, flows), (to, flows))).into_iter().fold(0.0, worse);
+        let worst =
+            |of, to| FLOWS.map(|flows| ratio(figures, family, (of, flows), (to, flows))).into_iter().fold(0.0, worse);
         let flows = |path| ratio(figures, family, (path, MILLION), (path, THOUSAND));
         [
             Check::new(format!("{name}: steer by MAC / floor"), worst(Path::Steer, Path::FloorMac), OVER_FLOOR, "x"),
-            Check::new(format!("{name}: encapsulate / floor"), worst(Path::Encapsulate, Path::FloorEncapsulate), OVER_FLOOR, "x"),
+            Check::new(
+                format!("{name}: encapsulate / floor"),
+                worst(Path::Encapsulate, Path::FloorEncapsulate),
+                OVER_FLOOR,
+                "x",
+            ),
             Check::new(format!("{name}: steer by MAC, 1 M flows / 1 k"), flows(Path::Steer), MANY_FLOWS, "x"),
             Check::new(format!("{name}: encapsulate, 1 M flows / 1 k"), flows(Path::Encapsulate), MANY_FLOWS, "x"),
-            Check::new(format!("{name}: steer by MAC, SYN / established"), worst(Path::SteerSyn, Path::Steer), NEW_FLOW, "x"),
-            Check::new(format!("{name}: encapsulate, SYN / established"), worst(Path::EncapsulateSyn, Path::Encapsulate), NEW_FLOW, "x"),
+            Check::new(
+                format!("{name}: steer by MAC, SYN / established"),
+                worst(Path::SteerSyn, Path::Steer),
+                NEW_FLOW,
+                "x",
+            ),
+            Check::new(
+                format!("{name}: encapsulate, SYN / established"),
+                worst(Path::EncapsulateSyn, Path::Encapsulate),
+                NEW_FLOW,
+                "x",
+            ),
         ]
     };
     Family::ALL.into_iter().flat_map(family).collect()

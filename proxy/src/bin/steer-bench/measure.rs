@@ -129,7 +129,12 @@ impl Stand<'_> {
 /// Every packet must have gone the way that is measured.
 fn check(case: &Case, run: &Run, packets: u32) -> Result<()> {
     let (action, counter) = case.expected;
-    ensure!(run.action == action, "the last packet's verdict was {}, not {action}; counted: {:?}", run.action, run.counted);
+    ensure!(
+        run.action == action,
+        "the last packet's verdict was {}, not {action}; counted: {:?}",
+        run.action,
+        run.counted
+    );
     let Some(counter) = counter else {
         ensure!(run.counted.is_empty(), "no packet was to reach the XDP program: {:?}", run.counted);
         return Ok(());

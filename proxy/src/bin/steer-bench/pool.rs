@@ -46,7 +46,13 @@ impl Pool {
             ..own.clone()
         };
         let slots = || 0..=u8::try_from(OTHERS).unwrap_or(NO_SLOT);
-        Ok(Self { others, own, chained, neighbours: slots().map(neighbour).collect(), distant: slots().map(distant).collect() })
+        Ok(Self {
+            others,
+            own,
+            chained,
+            neighbours: slots().map(neighbour).collect(),
+            distant: slots().map(distant).collect(),
+        })
     }
 
     /// Puts the table in force that a case wants.

@@ -132,7 +132,8 @@ fn named(pool: u64, size: usize) -> Vec<Member> {
 /// The kernel refused the table.
 pub(crate) fn rebuild(dataplane: &mut Dataplane) -> Result<Rebuild> {
     let all = named(0, LARGE);
-    let slots = vec![Slot { mac: [2, 0, 0, 0, 1, 1], flags: proxy_common::maps::MEMBER_PRESENT, ..Slot::default() }; LARGE];
+    let slots =
+        vec![Slot { mac: [2, 0, 0, 0, 1, 1], flags: proxy_common::maps::MEMBER_PRESENT, ..Slot::default() }; LARGE];
     let mut machine = Machine::new(&all[0].name);
     let mut samples = vec![];
     for build in 0..2 * BUILDS {
