@@ -252,3 +252,67 @@ fn fold(sum: u64) -> u16 {
     let folded = (sum & 0xffff) + (sum >> 16);
     u16::try_from((folded & 0xffff) + (folded >> 16)).unwrap_or(u16::MAX)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    fn frames(family: Family, sources: Sources) -> Frames {
+        Frames { family, kind: Kind::Established, sources, to_vip: true, encapsulated: false, moves_end: false }
+    }
+
+    /// The source addresses of the flows, as the prologues make them.
+    fn addresses(family: Family, sources: Sources, flows: u64) -> impl Iterator<Item = u64> {
+        let workload = frames(family, sources).workload(flows);
+        (0..flows).map(move |number| workload.flow(number).0)
+    }
+
+    #[test]
+    fn the_flows_of_denied_sources_are_denied_and_no_others_are() {
+        let v4: BTreeSet<u32> = (0..1 << DENIED_BITS).map(|k| u32::from(denied_v4(k)) >> 8).collect();
+        let v6: BTreeSet<u128> = (0..1 << DENIED_BITS).map(|k| u128::from(denied_v6(k)) >> 80).collect();
+        let is_denied_v4 = |address: u64| v4.contains(&u32::try_from(address >> 8).unwrap());
+        let is_denied_v6 = |address: u64| v6.contains(&u128::from(address >> 16));
+        assert!(addresses(Family::V4, Sources::Denied, 1 << 20).all(is_denied_v4));
+        assert!(addresses(Family::V6, Sources::Denied, 1 << 20).all(is_denied_v6));
+        assert!(!addresses(Family::V4, Sources::Anywhere, 1 << 20).any(is_denied_v4));
+        assert!(!addresses(Family::V6, Sources::Anywhere, 1 << 20).any(is_denied_v6));
+        let used: BTreeSet<u64> = addresses(Family::V4, Sources::Denied, 1 << 20).collect();
+        assert_eq!(used.len(), 1 << DENIED_BITS, "all prefixes are asked for");
+    }
+
+    #[test]
+    fn a_million_flows_are_nearly_a_million_tuples() {
+        for family in Family::ALL {
+            let workload = frames(family, Sources::Anywhere).workload(1 << 20);
+            let tuples: BTreeSet<_> = (0..1 << 20).map(|number| workload.flow(number)).collect();
+            assert!(tuples.len() > (1 << 20) * 99 / 100, "{}", tuples.len());
+        }
+    }
+
+    #[test]
+    fn the_flows_of_connected_sources_are_the_clients() {
+        for (k, address) in (0..1 << 16).zip(addresses(Family::V4, Sources::Connected, 1 << 16)) {
+            assert_eq!(u64::from(u32::from(connected_v4(k))), address);
+        }
+        for (k, address) in (0..1 << 16).zip(addresses(Family::V6, Sources::Connected, 1 << 16)) {
+            // The frame's address ends in 1, which the prologue leaves as it is.
+            assert_eq!(u128::from(connected_v6(k)), u128::from(address) << 64 | 1);
+        }
+    }
+
+    #[test]
+    fn the_prologues_checksum_is_right() {
+        let frames = frames(Family::V4, Sources::Anywhere);
+        let (workload, mut frame) = (frames.workload(1 << 10), frames.frame());
+        for number in 0..1_000 {
+            let address = u32::try_from(workload.flow(number).0).unwrap();
+            let checksum = !fold(workload.header_sum + u64::from(address >> 16) + u64::from(address & 0xffff));
+            frame[ETHERNET + 10..ETHERNET + 12].copy_from_slice(&checksum.to_be_bytes());
+            frame[ETHERNET + 12..ETHERNET + 16].copy_from_slice(&address.to_be_bytes());
+            assert_eq!(fold(sum(&frame[ETHERNET..ETHERNET + IPV4])), 0xffff);
+        }
+    }
+}
