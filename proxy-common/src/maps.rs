@@ -194,17 +194,17 @@ impl Chain {
         self.0 & Self::LATELY != 0
     }
 
-    /// Who is asked after `slot`; [`NO_SLOT`] after the last one, or if `slot` is not in the chain.
+    /// Where `slot` stands in the chain.
     #[inline(always)]
-    pub const fn after(self, slot: u8) -> u8 {
+    pub const fn position(self, slot: u8) -> Option<usize> {
         let mut i = 0;
-        while i < MAX_CHAIN - 1 {
-            if self.member(i) == slot {
-                return self.member(i + 1);
+        while i < MAX_CHAIN {
+            if self.member(i) == slot && slot != NO_SLOT {
+                return Some(i);
             }
             i += 1;
         }
-        NO_SLOT
+        None
     }
 }
 
