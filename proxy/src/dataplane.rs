@@ -34,6 +34,8 @@ pub use self::attach::Mode;
 use self::mapped::Mapped;
 
 mod attach;
+#[cfg(feature = "bench")]
+pub mod bench;
 mod mapped;
 
 static PROGRAM: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/autocluster-xdp"));
