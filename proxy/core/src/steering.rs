@@ -9,6 +9,7 @@ mod chains;
 mod holdings;
 mod machine;
 mod permutation;
+pub mod services;
 #[cfg(test)]
 mod simulation;
 mod table;
