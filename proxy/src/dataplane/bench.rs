@@ -178,15 +178,15 @@ impl Dataplane {
         let ebpf = self.ebpf()?;
         let filter = Mapped::<u64>::new(ebpf, maps::DENY_FILTER, DENY_WORDS as usize)?;
         let set = |bit: FilterBit| filter.write(bit.word as usize, filter.read(bit.word as usize) | bit.mask);
-        let mut trie = trie::<[u8; 4]>(ebpf, maps::DENY_V4)?;
+        let mut denied = trie::<[u8; 4]>(ebpf, maps::DENY_V4)?;
         for address in v4.map(|address| address.octets()) {
             set(FilterBit::v4(address));
-            trie.insert(&Key::new(DENY_V4_FILTER, address), 1, 0)?;
+            denied.insert(&Key::new(DENY_V4_FILTER, address), 1, 0)?;
         }
-        let mut trie = trie::<[u8; 16]>(ebpf, maps::DENY_V6)?;
+        let mut denied = trie::<[u8; 16]>(ebpf, maps::DENY_V6)?;
         for address in v6.map(|address| address.octets()) {
             set(FilterBit::v6_fine(v6_words(address)[0]));
-            trie.insert(&Key::new(DENY_V6_FINE, address), 1, 0)?;
+            denied.insert(&Key::new(DENY_V6_FINE, address), 1, 0)?;
         }
         Ok(())
     }
