@@ -10,7 +10,7 @@ use std::{
 
 use proxy_common::hash::SteeringKey;
 
-use crate::pki;
+use crate::{dataplane::Mode, pki};
 
 pub use reader::{Problem, Problems, Reader, Table};
 
@@ -42,6 +42,8 @@ pub struct Node {
     pub state_dir: PathBuf,
     pub control_socket: PathBuf,
     pub metrics_listen: Option<SocketAddr>,
+    /// At its end the daemon takes nothing new, and what it has gets so long.
+    pub shutdown_grace: Duration,
 }
 
 /// This node's identity in the pool, issued by the pool's CA.
@@ -65,7 +67,10 @@ pub struct Pool {
 #[derive(Debug, Clone)]
 pub struct Steering {
     pub interface: String,
+    pub mode: Mode,
     pub bpffs: PathBuf,
+    /// UDP port of packets between front ends of different segments.
+    pub encapsulation_port: u16,
     /// Share of new connections relative to the other front ends.
     pub weight: u16,
 }
@@ -168,8 +173,9 @@ fn node(reader: &mut Reader, root: &mut Table<'_>) -> Option<Node> {
     let state_dir = reader.or(&mut table, "state_dir", PathBuf::from(DEFAULT_STATE_DIR));
     let control_socket = reader.or(&mut table, "control_socket", PathBuf::from(DEFAULT_CONTROL_SOCKET));
     let metrics_listen = reader.optional(&mut table, "metrics_listen");
+    let shutdown_grace = reader.or(&mut table, "shutdown_grace", Duration::from_secs(10));
     reader.close(table);
-    Some(Node { name: name?, state_dir, control_socket, metrics_listen })
+    Some(Node { name: name?, state_dir, control_socket, metrics_listen, shutdown_grace })
 }
 
 /// The `[identity]` table, of front ends and back ends alike.
@@ -231,12 +237,18 @@ fn steering(reader: &mut Reader, root: &mut Table<'_>) -> Option<Steering> {
         reader.fault(&table, "interface", format!("there is no interface {name} (ip link lists them)"));
     }
     let bpffs = reader.or(&mut table, "bpffs", PathBuf::from(DEFAULT_BPFFS));
+    let mode: String = reader.or(&mut table, "mode", Mode::Auto.name().to_owned());
+    let known = [Mode::Auto, Mode::Driver, Mode::Generic].into_iter().find(|known| known.name() == mode);
+    if known.is_none() {
+        reader.fault(&table, "mode", "should be \"auto\", \"driver\" or \"generic\"");
+    }
+    let encapsulation_port = reader.or(&mut table, "encapsulation_port", 7_401_u16);
     let weight = reader.or(&mut table, "weight", 100_u16);
     if weight == 0 {
         reader.fault(&table, "weight", "should be at least 1");
     }
     reader.close(table);
-    Some(Steering { interface: interface?, bpffs, weight })
+    Some(Steering { interface: interface?, mode: known?, bpffs, encapsulation_port, weight })
 }
 
 #[allow(clippy::option_option, reason = "outer: is the table right; inner: is it there")]

@@ -8,3 +8,4 @@ pub mod listen;
 pub mod mailbox;
 pub mod smtp;
 pub mod steering;
+pub mod streams;

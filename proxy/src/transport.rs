@@ -105,12 +105,15 @@ impl Default for Tuning {
 pub enum StreamKind {
     /// The recipient directory's logs.
     Directory = 1,
+    /// What front ends tell each other of their connections.
+    Steering = 2,
 }
 
 impl StreamKind {
     fn from_byte(byte: u8) -> Option<Self> {
         match byte {
             1 => Some(Self::Directory),
+            2 => Some(Self::Steering),
             _ => None,
         }
     }

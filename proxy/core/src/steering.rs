@@ -6,6 +6,7 @@
 //! connections ([`Holdings`]). [`Machine`] makes a [`Plan`] of both.
 
 mod chains;
+pub mod drain;
 mod holdings;
 mod machine;
 mod permutation;
