@@ -20,8 +20,9 @@ use nix::time::{ClockId, clock_gettime};
 use proxy_common::{
     bench::{NEXT, WORDS, WORDS_ENCAPSULATED, WORKLOAD, Workload},
     hash::v6_words,
-    maps::{self, Counter, DENY_V4_FILTER, DENY_V6_FINE, DENY_WORDS, FilterBit},
+    maps::{self, Counter, DENY_V4_FILTER, DENY_V6_FINE, DENY_WORDS, FilterBit, Member},
 };
+use proxy_core::steering::Plan;
 
 use super::{Dataplane, Mapped, PROGRAM_NAME, program};
 
@@ -114,7 +115,9 @@ impl Bench {
     /// The kernel refused a program.
     pub fn load(pins: &Path) -> Result<Self> {
         let mut ebpf = EbpfLoader::new().default_map_pin_directory(pins).load(PROGRAMS)?;
-        for name in Prologue::ALL.map(Prologue::program).into_iter().chain(Target::OWN.iter().filter_map(|t| t.program())) {
+        for name in
+            Prologue::ALL.map(Prologue::program).into_iter().chain(Target::OWN.iter().filter_map(|t| t.program()))
+        {
             program(&mut ebpf, name)?.load().with_context(|| format!("the kernel refused the program {name}"))?;
         }
         let workload = Mapped::new(&ebpf, WORKLOAD, 1)?;
@@ -157,6 +160,14 @@ impl Bench {
 
 /// What the bench sets in the maps beyond what the daemon does.
 impl Dataplane {
+    /// Puts a plan in force, as [`Dataplane::apply`] does, without attaching the program anywhere.
+    ///
+    /// # Errors
+    /// As for [`Dataplane::apply`].
+    pub fn apply_unattached(&mut self, plan: &Plan, members: &[Member]) -> Result<()> {
+        self.apply_table(plan, members)
+    }
+
     /// Which checks the program makes: flags of `Control`, and a limit of new connections; 0: none.
     pub fn set_checks(&mut self, flags: u32, new_connection_limit: u32) {
         self.control.update(|control| {

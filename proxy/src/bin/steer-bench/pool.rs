@@ -61,10 +61,10 @@ impl Pool {
     /// The kernel refused it.
     pub(crate) fn apply(&self, owners: Owners, dataplane: &mut Dataplane) -> Result<()> {
         match owners {
-            Owners::Neighbours => dataplane.apply(&self.others, &self.neighbours),
-            Owners::Distant => dataplane.apply(&self.others, &self.distant),
-            Owners::Own => dataplane.apply(&self.own, &self.distant),
-            Owners::OwnChained => dataplane.apply(&self.chained, &self.neighbours),
+            Owners::Neighbours => dataplane.apply_unattached(&self.others, &self.neighbours),
+            Owners::Distant => dataplane.apply_unattached(&self.others, &self.distant),
+            Owners::Own => dataplane.apply_unattached(&self.own, &self.distant),
+            Owners::OwnChained => dataplane.apply_unattached(&self.chained, &self.neighbours),
         }
     }
 }

@@ -141,7 +141,7 @@ pub(crate) fn rebuild(dataplane: &mut Dataplane) -> Result<Rebuild> {
         let members = &all[..LARGE - 1 + build % 2];
         let begin = Instant::now();
         let plan = next_plan(&mut machine, members, begin)?;
-        dataplane.apply(&plan, &slots[..members.len()])?;
+        dataplane.apply_unattached(&plan, &slots[..members.len()])?;
         let took = begin.elapsed();
         if members.len() == LARGE {
             samples.push(took);
