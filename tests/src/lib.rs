@@ -3,5 +3,6 @@
 
 pub mod client;
 pub mod lab;
+pub mod packet;
 pub mod scenario;
 pub mod wire;

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::PathBuf;
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, anyhow, ensure};
 use serde_json::Value;
 
 use super::network::INTERFACE;
@@ -25,6 +25,17 @@ impl Lab {
             }
         }
         anyhow::bail!("{VIP} is at {owner}, which is no front end")
+    }
+
+    /// The hardware address of a host's interface `eth0`.
+    ///
+    /// # Errors
+    /// If there is no such host.
+    pub fn mac(&self, host: &str) -> anyhow::Result<[u8; 6]> {
+        let links = self.json(host, &["ip", "-json", "link", "show", "dev", INTERFACE])?;
+        let text = links[0]["address"].as_str().with_context(|| format!("{host} has no hardware address"))?;
+        let octets: Vec<u8> = text.split(':').map(|octet| u8::from_str_radix(octet, 16)).collect::<Result<_, _>>()?;
+        octets.try_into().map_err(|_| anyhow!("{text} is no hardware address"))
     }
 
     /// Ports of clients whose connections to a port of front end `number` are established there.
