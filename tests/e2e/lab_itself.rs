@@ -37,7 +37,7 @@ fn traces(name: &str) -> anyhow::Result<Vec<String>> {
 
 fn a_second_lab_comes_and_goes_without_trace(lab: &Lab) -> anyhow::Result<()> {
     let name = lab_name(SECOND);
-    let spec = Spec { name: name.clone(), frontends: 1, backends: 1, users: 3, bare: true };
+    let spec = Spec { name: name.clone(), frontends: 1, backends: 1, users: 3, bare: true, ..Spec::default() };
     let second = Lab::up(spec, &Progress::quiet())?;
     let daemons: Vec<i32> = second.hosts().iter().flat_map(|host| &host.processes).map(|process| process.pid).collect();
     ensure!(daemons.len() == 3, "clamd, Dovecot and Postfix should run: {daemons:?}");
@@ -57,7 +57,7 @@ fn a_second_lab_comes_and_goes_without_trace(lab: &Lab) -> anyhow::Result<()> {
 
 fn half_a_lab_is_taken_away(_lab: &Lab) -> anyhow::Result<()> {
     let name = lab_name(SECOND);
-    let spec = Spec { name: name.clone(), frontends: 2, backends: 1, users: 3, bare: true };
+    let spec = Spec { name: name.clone(), frontends: 2, backends: 1, users: 3, bare: true, ..Spec::default() };
     Lab::up(spec, &Progress::quiet())?.keep();
     // As if `up` had died: no record of what it is made of.
     fs::remove_file(Layout::new(&name).dir().join("lab.json"))?;

@@ -60,8 +60,17 @@ pub struct Fragment {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Body {
     Tcp(Tcp),
-    Udp { source: u16, destination: u16, inner: Option<Box<Ip>> },
-    Icmp { kind: u8, code: u8, mtu: u32, inner: Option<Box<Ip>> },
+    Udp {
+        source: u16,
+        destination: u16,
+        inner: Option<Box<Ip>>,
+    },
+    Icmp {
+        kind: u8,
+        code: u8,
+        mtu: u32,
+        inner: Option<Box<Ip>>,
+    },
     /// Not the first fragment, another protocol, or cut short.
     Other,
 }

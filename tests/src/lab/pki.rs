@@ -35,7 +35,7 @@ pub(super) fn make(layout: &Layout, spec: &Spec) -> anyhow::Result<()> {
     let dir = layout.pki_dir();
     autocluster(&program, &["pki", "init", "--dir", path_text(&dir)?])?;
     for host in spec.frontend_hosts() {
-        issue(&program, &dir, "frontend", &host.to_string(), &[host.v4().to_string(), host.v6().to_string()])?;
+        issue(&program, &dir, "frontend", &host.to_string(), &[spec.v4(host).to_string(), spec.v6(host).to_string()])?;
     }
     for host in spec.backend_hosts() {
         issue(&program, &dir, "backend", &host.to_string(), &[host.v4().to_string(), host.v6().to_string()])?;

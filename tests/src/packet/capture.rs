@@ -10,8 +10,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, anyhow, ensure};
 
-use super::link::{Frame, LinkSocket};
 use super::Packet;
+use super::link::{Frame, LinkSocket};
 use crate::lab::Lab;
 
 /// How often a running capture looks whether it is to end.

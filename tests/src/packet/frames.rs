@@ -121,7 +121,8 @@ fn ip_packet(source: IpAddr, destination: IpAddr, number: IpNumber, payload: &[u
 /// Puts an IP packet into a frame.
 #[must_use]
 pub fn frame(envelope: Envelope, packet: &[u8]) -> Vec<u8> {
-    let ether_type = if packet.first().is_some_and(|first| first >> 4 == 6) { EtherType::IPV6 } else { EtherType::IPV4 };
+    let ether_type =
+        if packet.first().is_some_and(|first| first >> 4 == 6) { EtherType::IPV6 } else { EtherType::IPV4 };
     let mut frame = Vec::with_capacity(packet.len() + 18);
     frame.extend(envelope.destination);
     frame.extend(envelope.source);

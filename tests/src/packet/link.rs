@@ -112,7 +112,8 @@ impl LinkSocket {
             .iter()
             .map(|frame| libc::iovec { iov_base: frame.as_ptr().cast_mut().cast(), iov_len: frame.len() })
             .collect();
-        let mut messages: Vec<libc::mmsghdr> = pieces.iter_mut().map(|piece| libc::mmsghdr { msg_hdr: message(piece), msg_len: 0 }).collect();
+        let mut messages: Vec<libc::mmsghdr> =
+            pieces.iter_mut().map(|piece| libc::mmsghdr { msg_hdr: message(piece), msg_len: 0 }).collect();
         let count = u32::try_from(messages.len()).unwrap_or(u32::MAX);
         // SAFETY: each message points to one piece, each piece to one frame; all live through the call, and sending
         // writes into none of the frames.
