@@ -287,6 +287,18 @@ pub fn tls_injection(
     Ok((text("unasked"), text("answer")))
 }
 
+/// What a session does while nobody wants anything of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pastime {
+    /// Nothing.
+    Silence,
+    /// IMAP's IDLE: the server tells news unasked.
+    Idle,
+}
+
+/// How long an answer of a held session may take: three repetitions of a lost packet.
+const HELD_PATIENCE_S: u32 = 5;
+
 /// IMAP sessions that stay logged in.
 #[derive(Debug)]
 pub struct HeldSessions {
@@ -302,10 +314,11 @@ impl HeldSessions {
     ///
     /// # Errors
     /// If one login fails.
-    pub fn open(lab: &Lab, reader: &Reader, account: &Account, count: u32) -> anyhow::Result<Self> {
+    pub fn open(lab: &Lab, reader: &Reader, account: &Account, count: u32, pastime: Pastime) -> anyhow::Result<Self> {
         let mut request = reader.request(lab, "hold", account);
         request["count"] = json!(count);
-        request["patience_s"] = json!(2);
+        request["idle"] = json!(pastime == Pastime::Idle);
+        request["patience_s"] = json!(HELD_PATIENCE_S);
         let mut child = lab.spawn("client", &[PYTHON, "-c", SCRIPT])?;
         let mut input = child.stdin.take().context("no standard input")?;
         let output = BufReader::new(child.stdout.take().context("no standard output")?);

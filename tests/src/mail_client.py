@@ -160,20 +160,54 @@ def connect(request):
     return {"attempts": attempts, "failures": failures, "recovered_s": last_failure}
 
 
+class Noop:
+    """A session that asks nothing until it is tried."""
+
+    def __init__(self, imap):
+        self.imap = imap
+
+    def works(self):
+        return self.imap.noop()[0] == "OK"
+
+
+class Idle:
+    """A session that waits for news by IDLE (RFC 2177), as phones do; imaplib has no command for it."""
+
+    def __init__(self, imap):
+        self.imap = imap
+        self.begin()
+
+    def begin(self):
+        self.tag = self.imap._new_tag()
+        self.imap.send(self.tag + b" IDLE\r\n")
+        while not self.imap.readline().startswith(b"+"):
+            pass
+
+    def works(self):
+        self.imap.send(b"DONE\r\n")
+        line = self.imap.readline()
+        while line and not line.startswith(self.tag):
+            line = self.imap.readline()
+        if not line.startswith(self.tag + b" OK"):
+            return False
+        self.begin()
+        return True
+
+
 def hold(request):
     """Logs in many times and keeps the sessions; then answers each line of input by trying all of them."""
     sessions = {}
     for _ in range(request["count"]):
         imap = imap_login(request)
         imap.select("INBOX")
-        sessions[imap.sock.getsockname()[1]] = imap
+        sessions[imap.sock.getsockname()[1]] = Idle(imap) if request["idle"] else Noop(imap)
     print(json.dumps({"ports": list(sessions)}), flush=True)
     for _line in sys.stdin:
         broken = []
-        for port, imap in sessions.items():
+        for port, session in sessions.items():
             try:
-                imap.sock.settimeout(request["patience_s"])
-                if imap.noop()[0] != "OK":
+                session.imap.sock.settimeout(request["patience_s"])
+                if not session.works():
                     broken.append(port)
             except (OSError, imaplib.IMAP4.error):
                 broken.append(port)

@@ -134,13 +134,10 @@ impl Lab {
         if self.spec.bare {
             return Ok(());
         }
-        let started: Vec<Host> = self
-            .spec
-            .frontend_hosts()
-            .filter(|host| process::recorded_pid(&self.layout, *host, frontend::PROCESS).is_some())
-            .collect();
-        for host in &started {
-            frontend::await_ready(&self.layout, *host, started.len(), usize::from(self.spec.backends))?;
+        let started = self.started();
+        for number in &started {
+            let host = Host::frontend(*number);
+            frontend::await_ready(&self.layout, host, started.len(), usize::from(self.spec.backends))?;
         }
         progress.step("every front end knows every other and every back end's users");
         frontend::await_vips(&self.layout, &self.spec)?;
@@ -218,6 +215,13 @@ impl Lab {
     /// What `work` returns, or that there is no such host.
     pub fn in_host<T: Send>(&self, host: &str, work: impl FnOnce() -> anyhow::Result<T> + Send) -> anyhow::Result<T> {
         namespace::enter(&self.layout.namespace(self.host(host)?), work)
+    }
+
+    /// The numbers of the front ends that were ever started, whatever became of them.
+    #[must_use]
+    pub fn started(&self) -> Vec<u8> {
+        let is_recorded = |host: &Host| process::recorded_pid(&self.layout, *host, frontend::PROCESS).is_some();
+        self.spec.frontend_hosts().filter(is_recorded).map(|host| host.number).collect()
     }
 
     /// Every host and its daemons.
