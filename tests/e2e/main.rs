@@ -14,6 +14,7 @@ mod sight;
 mod smuggling;
 mod steering;
 mod steering_crowd;
+mod steering_handmade;
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -93,6 +94,7 @@ fn main() -> ExitCode {
         (Pool::Usual, failover::TESTS),
         // Counts what all the others caused.
         (Pool::Usual, steering::CLOSING_TESTS),
+        (Pool::Large, steering_handmade::TESTS),
         (Pool::Large, steering_crowd::TESTS),
         (Pool::Large, steering::CLOSING_TESTS_OF_LARGE),
     ];

@@ -30,8 +30,8 @@ fn ten_thousand_connections(lab: &Lab) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The value of one counter of /proc/net/snmp.
-fn snmp(text: &str, protocol: &str, counter: &str) -> Option<u64> {
+/// The value of one counter of /proc/net/snmp or /proc/net/netstat.
+pub(crate) fn snmp(text: &str, protocol: &str, counter: &str) -> Option<u64> {
     let mut lines = text.lines().filter_map(|line| line.strip_prefix(protocol)?.strip_prefix(": "));
     let column = lines.next()?.split(' ').position(|name| name == counter)?;
     lines.next()?.split(' ').nth(column)?.parse().ok()

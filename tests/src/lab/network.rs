@@ -113,9 +113,11 @@ fn build_switch(layout: &Layout, spec: &Spec) -> anyhow::Result<()> {
 }
 
 /// Two veth ends in one kernel leave checksums to a NIC that is not there; XDP would rewrite such packets and
-/// send them on with a wrong one. Nor are received packets joined: a capture shows what was on the wire.
+/// send them on with a wrong one, and would not see a VLAN tag that stands beside the frame. Nor are received packets
+/// joined: a capture shows what was on the wire.
 fn disable_offload(namespace: &str, interface: &str) -> anyhow::Result<()> {
-    run("ip", &["netns", "exec", namespace, "ethtool", "-K", interface, "tx", "off", "gro", "off"])?;
+    let off = ["tx", "off", "gro", "off", "txvlan", "off"];
+    run("ip", &[&["netns", "exec", namespace, "ethtool", "-K", interface][..], &off].concat())?;
     Ok(())
 }
 

@@ -38,6 +38,26 @@ impl Lab {
         octets.try_into().map_err(|_| anyhow!("{text} is no hardware address"))
     }
 
+    /// One counter of the XDP program of front end `number`.
+    ///
+    /// # Errors
+    /// If the daemon does not answer or has no such counter.
+    pub fn counter(&self, number: u8, name: &str) -> anyhow::Result<u64> {
+        let stats = self.cli_json(number, &["steer", "stats"])?;
+        let counters = stats["counters"].as_array().with_context(|| format!("no counters: {stats}"))?;
+        let counter = counters.iter().find(|counter| counter["name"] == name);
+        let total = counter.and_then(|counter| counter["total"].as_u64());
+        total.with_context(|| format!("no counter {name}: {stats}"))
+    }
+
+    /// One counter of all front ends that were started.
+    ///
+    /// # Errors
+    /// If a daemon does not answer.
+    pub fn counter_of_all(&self, name: &str) -> anyhow::Result<u64> {
+        self.started().into_iter().map(|number| self.counter(number, name)).sum()
+    }
+
     /// Ports of clients whose connections to a port of front end `number` are established there.
     ///
     /// # Errors

@@ -1,5 +1,6 @@
 //! All frames that pass an interface of a lab host while something happens there.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{BufWriter, Write as _};
 use std::path::Path;
@@ -100,18 +101,57 @@ fn seen(frame: Frame) -> Seen {
     Seen { at: SystemTime::now(), outgoing, unfinished, octets }
 }
 
+/// Captures of the client and of everything that front ends send and receive.
+#[derive(Debug)]
+pub struct Watch(Vec<(String, Capture)>);
+
+impl Watch {
+    /// Begins.
+    ///
+    /// # Errors
+    /// If an interface cannot be opened.
+    pub fn start(lab: &Lab) -> anyhow::Result<Self> {
+        let client = ("client".to_owned(), Capture::start(lab, "client", "eth0")?);
+        let front_ends = (1..=lab.spec().frontends).map(|number| {
+            let name = format!("fe{number}");
+            // What its XDP program sends on is seen at the other end of its cable only.
+            let capture = Capture::start(lab, "net", &format!("p-{name}"))?;
+            Ok((name, capture))
+        });
+        Ok(Self(std::iter::once(Ok(client)).chain(front_ends).collect::<anyhow::Result<_>>()?))
+    }
+
+    /// Ends, checks every frame and returns them by host; those of `feN` as the switch saw them, so `outgoing` are the
+    /// ones that the front end received.
+    ///
+    /// # Errors
+    /// If a checksum is wrong; the frames are in the lab's directory then.
+    pub fn finish(self, lab: &Lab) -> anyhow::Result<BTreeMap<String, Captured>> {
+        let mut all = BTreeMap::new();
+        for (name, capture) in self.0 {
+            let captured = capture.stop()?;
+            let path = lab.layout().dir().join(format!("{name}.pcap"));
+            if let Err(error) = captured.check() {
+                captured.write(&path)?;
+                return Err(error.context(format!("at {name}, see {}", path.display())));
+            }
+            all.insert(name, captured);
+        }
+        Ok(all)
+    }
+}
+
 impl Captured {
     /// All that can be read.
     pub fn packets(&self) -> impl Iterator<Item = (&Seen, Packet)> {
         self.frames.iter().filter_map(|seen| Some((seen, Packet::parse(&seen.octets).ok()?)))
     }
 
-    /// Fails if a checksum is wrong, or nothing was seen, which would prove nothing; how many frames were checked.
+    /// Fails if a checksum is wrong, or frames were lost, which would prove little; how many frames were checked.
     ///
     /// # Errors
     /// Names the first wrong one.
     pub fn check(&self) -> anyhow::Result<usize> {
-        ensure!(!self.frames.is_empty(), "nothing was captured");
         ensure!(self.lost == 0, "{} frames were not captured", self.lost);
         for (seen, packet) in self.packets() {
             ensure!(!seen.unfinished, "a checksum was left to a NIC that is not there: {packet:?}");
