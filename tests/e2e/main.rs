@@ -13,8 +13,11 @@ mod refusals;
 mod sight;
 mod smuggling;
 mod steering;
+mod steering_apart;
 mod steering_crowd;
+mod steering_flood;
 mod steering_handmade;
+mod steering_restart;
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -95,8 +98,12 @@ fn main() -> ExitCode {
         // Counts what all the others caused.
         (Pool::Usual, steering::CLOSING_TESTS),
         (Pool::Large, steering_handmade::TESTS),
+        (Pool::Large, steering_flood::TESTS),
+        (Pool::Large, steering_restart::TESTS),
         (Pool::Large, steering_crowd::TESTS),
         (Pool::Large, steering::CLOSING_TESTS_OF_LARGE),
+        (Pool::Apart, steering_apart::TESTS),
+        (Pool::Apart, steering::CLOSING_TESTS_OF_APART),
     ];
     let trials = tests
         .iter()

@@ -220,11 +220,19 @@ impl Reader {
     /// # Errors
     /// If the login was refused or the connection broke.
     pub fn fetch(&self, lab: &Lab, account: &Account, mark: &str) -> anyhow::Result<(u64, Option<Vec<u8>>)> {
+        let (count, content, _) = self.fetch_by(lab, account, mark)?;
+        Ok((count, content))
+    }
+
+    /// The same, and the front end that the session was with.
+    fn fetch_by(&self, lab: &Lab, account: &Account, mark: &str) -> anyhow::Result<(u64, Option<Vec<u8>>, String)> {
         let mut request = self.request(lab, self.protocol.command(), account);
         request["mark"] = json!(mark);
         let answer = call(lab, &request)?;
         let content = answer["content"].as_str().map(unbase64).transpose()?;
-        Ok((answer["count"].as_u64().unwrap_or_default(), content))
+        let greeting = answer["greeting"].as_str().unwrap_or_default();
+        let name = greeting.split_whitespace().find_map(|word| word.strip_suffix(".pool.test"));
+        Ok((answer["count"].as_u64().unwrap_or_default(), content, name.unwrap_or_default().to_owned()))
     }
 
     /// Fails unless the message is there exactly once with the very body that was sent.
@@ -232,13 +240,21 @@ impl Reader {
     /// # Errors
     /// With what is there instead.
     pub fn expect(&self, lab: &Lab, account: &Account, message: &Message) -> anyhow::Result<()> {
-        let (count, content) = self.fetch(lab, account, &message.mark)?;
+        self.expect_by(lab, account, message).map(drop)
+    }
+
+    /// The same; the front end that the session was with.
+    ///
+    /// # Errors
+    /// With what is there instead.
+    pub fn expect_by(&self, lab: &Lab, account: &Account, message: &Message) -> anyhow::Result<String> {
+        let (count, content, front_end) = self.fetch_by(lab, account, &message.mark)?;
         ensure!(count == 1, "{}: the message is there {count} times by {self:?}", account.address);
         let content = content.unwrap_or_default();
         let (sent, got) = (message.body(), body_of(&content));
         let first = sent.iter().zip(got).position(|(a, b)| a != b);
         ensure!(sent == got, "{} octets sent, {} read by {self:?}; differ at {first:?}", sent.len(), got.len());
-        Ok(())
+        Ok(front_end)
     }
 }
 

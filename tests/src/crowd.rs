@@ -7,7 +7,8 @@ use std::ops::AddAssign;
 use std::process::{Child, ChildStdin, ChildStdout};
 use std::time::Duration;
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::lab::{Lab, VIP, VIP6, tool};
@@ -19,6 +20,8 @@ const AT_ONCE: usize = 128;
 /// Addresses of each family that the client has for them. One address has 28,000 ports.
 const SOURCES: u8 = 4;
 const PORTS: [u16; 2] = [25, 143];
+/// A user waits so long for a new connection: one repetition of a lost SYN (1 s), and some.
+const NEWCOMERS_PATIENCE: Duration = Duration::from_secs(3);
 
 /// What a worker is told, one line of JSON each.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -27,6 +30,17 @@ pub enum Order {
     Open { count: u32, targets: Vec<SocketAddr>, sources: Vec<IpAddr>, at_once: usize, patience: Duration },
     /// Speaks on every connection and awaits the answers; what fails is given up.
     Check { patience: Duration },
+    /// Speaks on every connection at a steady pace. Answered by a [`Pace`].
+    Speak { every: Duration, during: Duration },
+    /// Opens connections at a steady pace, and closes each when it is greeted. Answered by a [`Pace`].
+    Come { every: Duration, during: Duration, patience: Duration, targets: Vec<SocketAddr>, sources: Vec<IpAddr> },
+}
+
+/// What was to be done in a time, and what was done of it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pace {
+    pub due: u64,
+    pub done: u64,
 }
 
 /// What a worker answers: what became of the connections, by the front end that its greeting named.
@@ -125,10 +139,7 @@ impl Crowd {
     /// # Errors
     /// If a worker ended. Connections that failed are in the census.
     pub fn open(&mut self, count: u32, patience: Duration) -> anyhow::Result<Census> {
-        let targets: Vec<SocketAddr> = [IpAddr::from(VIP), IpAddr::from(VIP6)]
-            .into_iter()
-            .flat_map(|vip| PORTS.map(|port| SocketAddr::new(vip, port)))
-            .collect();
+        let targets = targets();
         let workers = u32::try_from(self.workers.len())?;
         self.tell(|at, worker| Order::Open {
             count: count / workers + u32::from(at < count % workers),
@@ -147,15 +158,38 @@ impl Crowd {
         self.tell(|_, _| Order::Check { patience })
     }
 
+    /// Lets every connection of the first worker speak, and new ones come and go from the second one, at the pace that
+    /// is given.
+    ///
+    /// # Errors
+    /// If a worker ended.
+    pub fn pace(
+        &mut self,
+        speak_every: Duration,
+        come_every: Duration,
+        during: Duration,
+    ) -> anyhow::Result<(Pace, Pace)> {
+        let [speaker, comer, ..] = self.workers.as_mut_slice() else { bail!("too few workers") };
+        speaker.tell(&Order::Speak { every: speak_every, during })?;
+        let (targets, sources, patience) = (targets(), comer.sources.clone(), NEWCOMERS_PATIENCE);
+        comer.tell(&Order::Come { every: come_every, during, patience, targets, sources })?;
+        Ok((speaker.answer()?, comer.answer()?))
+    }
+
     /// All workers work at the same time.
     fn tell(&mut self, order: impl Fn(u32, &Worker) -> Order) -> anyhow::Result<Census> {
         for (at, worker) in (0..).zip(&mut self.workers) {
-            let line = serde_json::to_string(&order(at, worker))?;
-            writeln!(worker.input, "{line}").context("a worker has ended")?;
+            worker.tell(&order(at, worker))?;
         }
         let answers: Vec<Census> = self.workers.iter_mut().map(Worker::answer).collect::<anyhow::Result<_>>()?;
         Ok(sum(answers))
     }
+}
+
+/// Both VIPs, both protocols.
+fn targets() -> Vec<SocketAddr> {
+    let vips = [IpAddr::from(VIP), IpAddr::from(VIP6)].into_iter();
+    vips.flat_map(|vip| PORTS.map(|port| SocketAddr::new(vip, port))).collect()
 }
 
 /// 10.77.0.201.., fd77::201..
@@ -173,7 +207,12 @@ impl Worker {
         Ok(Self { child, input, output, sources })
     }
 
-    fn answer(&mut self) -> anyhow::Result<Census> {
+    fn tell(&mut self, order: &Order) -> anyhow::Result<()> {
+        let line = serde_json::to_string(order)?;
+        writeln!(self.input, "{line}").context("a worker has ended")
+    }
+
+    fn answer<T: DeserializeOwned>(&mut self) -> anyhow::Result<T> {
         let mut line = String::new();
         self.output.read_line(&mut line)?;
         serde_json::from_str(&line).with_context(|| format!("a worker said {line:?}"))

@@ -112,7 +112,7 @@ def imap_fetch(request):
         _, data = imap.fetch(numbers[-1], "(BODY.PEEK[])")
         content = base64.b64encode(data[0][1]).decode()
     imap.logout()
-    return {"count": len(numbers), "content": content}
+    return {"count": len(numbers), "content": content, "greeting": imap.welcome.decode()}
 
 
 class Pop3(poplib.POP3):
@@ -140,7 +140,7 @@ def pop3_fetch(request):
             found.append(b"\r\n".join(lines) + b"\r\n")
     pop3.quit()
     content = base64.b64encode(found[-1]).decode() if found else None
-    return {"count": len(found), "content": content}
+    return {"count": len(found), "content": content, "greeting": pop3.welcome.decode()}
 
 
 def connect(request):

@@ -174,13 +174,13 @@ fn read_ip(ip: &LaxIpSlice<'_>, faults: &mut Vec<Fault>) -> Ip {
 }
 
 fn v6_fragment(ip: &etherparse::LaxIpv6Slice<'_>) -> Option<Fragment> {
-    ip.extensions().clone().into_iter().find_map(|extension| match extension {
-        Ipv6ExtensionSlice::Fragment(fragment) => Some(Fragment {
+    ip.extensions().clone().into_iter().find_map(|extension| {
+        let Ipv6ExtensionSlice::Fragment(fragment) = extension else { return None };
+        Some(Fragment {
             id: fragment.identification(),
             offset: u32::from(fragment.fragment_offset().value()) * 8,
             more: fragment.more_fragments(),
-        }),
-        _ => None,
+        })
     })
 }
 

@@ -6,14 +6,17 @@ use std::net::{IpAddr, SocketAddr};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use autocluster_tests::crowd::{Census, Fates, NOBODY, Order};
+use autocluster_tests::crowd::{Census, Fates, NOBODY, Order, Pace};
+use futures_util::future::join_all;
 use futures_util::{StreamExt as _, stream};
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::{TcpSocket, TcpStream};
-use tokio::time::timeout;
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout, timeout_at};
 
 /// Longest line that a server may say.
 const MAX_LINE: usize = 1000;
+const RESETS: [io::ErrorKind; 3] =
+    [io::ErrorKind::ConnectionReset, io::ErrorKind::ConnectionRefused, io::ErrorKind::BrokenPipe];
 
 struct Connection {
     stream: BufReader<TcpStream>,
@@ -46,28 +49,36 @@ fn run() -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let mut held = Vec::new();
     for line in io::stdin().lock().lines() {
-        let census = match serde_json::from_str(&line?)? {
+        let answer = match serde_json::from_str(&line?)? {
             Order::Open { count, targets, sources, at_once, patience } => {
-                let ends = (0..count).zip(targets.iter().cycle()).filter_map(|(turn, target)| {
-                    let source = source_for(&sources, *target, turn)?;
-                    Some((source, *target))
-                });
-                runtime.block_on(open(ends, at_once, patience, &mut held))
+                let ends = ends(&targets, &sources).take(count as usize);
+                serde_json::to_value(runtime.block_on(open(ends, at_once, patience, &mut held)))?
             }
-            Order::Check { patience } => runtime.block_on(check(&mut held, patience)),
+            Order::Check { patience } => serde_json::to_value(runtime.block_on(check(&mut held, patience)))?,
+            Order::Speak { every, during } => serde_json::to_value(runtime.block_on(speak(&mut held, every, during)))?,
+            Order::Come { every, during, patience, targets, sources } => {
+                let ends = ends(&targets, &sources);
+                serde_json::to_value(runtime.block_on(come(ends, every, during, patience)))?
+            }
         };
         let mut out = io::stdout().lock();
-        serde_json::to_writer(&mut out, &census)?;
+        serde_json::to_writer(&mut out, &answer)?;
         writeln!(out)?;
         out.flush()?;
     }
     Ok(())
 }
 
+/// Each target in its turn, and an address to reach it from.
+fn ends(targets: &[SocketAddr], sources: &[IpAddr]) -> impl Iterator<Item = (SocketAddr, SocketAddr)> {
+    let turns = (0..).zip(targets.iter().cycle());
+    turns.filter_map(|(turn, target)| Some((source_for(sources, *target, turn)?, *target)))
+}
+
 /// The address of the target's family whose turn it is.
-fn source_for(sources: &[IpAddr], target: SocketAddr, turn: u32) -> Option<SocketAddr> {
+fn source_for(sources: &[IpAddr], target: SocketAddr, turn: usize) -> Option<SocketAddr> {
     let fitting: Vec<&IpAddr> = sources.iter().filter(|source| source.is_ipv4() == target.is_ipv4()).collect();
-    let at = turn as usize % fitting.len().max(1);
+    let at = turn % fitting.len().max(1);
     Some(SocketAddr::new(**fitting.get(at)?, 0))
 }
 
@@ -133,6 +144,47 @@ async fn check(held: &mut Vec<Connection>, patience: Duration) -> Census {
     census
 }
 
+/// Every connection speaks at its own pace; one that is late does not catch up.
+async fn speak(held: &mut [Connection], every: Duration, during: Duration) -> Pace {
+    let end = Instant::now() + during;
+    let each = held.iter_mut().map(|connection| async move {
+        let mut done = 0;
+        let mut ticks = interval(every);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        while timeout_at(end, ticks.tick()).await.is_ok() {
+            match timeout_at(end, connection.speak()).await {
+                Ok(Ok(())) => done += 1,
+                _ => break,
+            }
+        }
+        done
+    });
+    let done = join_all(each).await.into_iter().sum();
+    Pace { due: turns(during, every) * held.len() as u64, done }
+}
+
+/// New connections at a steady pace, whatever becomes of those before.
+async fn come(
+    ends: impl Iterator<Item = (SocketAddr, SocketAddr)>,
+    every: Duration,
+    during: Duration,
+    patience: Duration,
+) -> Pace {
+    let due = turns(during, every);
+    let start = Instant::now();
+    let attempts =
+        (0..).zip(ends).take(usize::try_from(due).unwrap_or(usize::MAX)).map(|(turn, (source, target))| async move {
+            sleep_until(start + every * turn).await;
+            matches!(timeout(patience, greeted(source, target)).await, Ok(Ok(_)))
+        });
+    let done = join_all(attempts).await.into_iter().filter(|done| *done).count();
+    Pace { due, done: done as u64 }
+}
+
+fn turns(during: Duration, every: Duration) -> u64 {
+    u64::try_from(during.as_millis() / every.as_millis().max(1)).unwrap_or(u64::MAX)
+}
+
 impl Connection {
     async fn speak(&mut self) -> Result<(), Fate> {
         self.stream.write_all(self.command).await.map_err(of)?;
@@ -162,11 +214,15 @@ impl Connection {
 
 /// What an error says of the connection.
 fn of(error: io::Error) -> Fate {
-    match error.kind() {
-        io::ErrorKind::TimedOut => Fate::Silent,
-        io::ErrorKind::UnexpectedEof => Fate::Closed,
-        io::ErrorKind::ConnectionReset | io::ErrorKind::ConnectionRefused | io::ErrorKind::BrokenPipe => Fate::Reset,
-        _ => Fate::Wrong,
+    let kind = error.kind();
+    if kind == io::ErrorKind::TimedOut {
+        Fate::Silent
+    } else if kind == io::ErrorKind::UnexpectedEof {
+        Fate::Closed
+    } else if RESETS.contains(&kind) {
+        Fate::Reset
+    } else {
+        Fate::Wrong
     }
 }
 

@@ -20,8 +20,7 @@ use super::status::HostStatus;
 use super::wait::until;
 use super::{backend, frontend, namespace, network, pki, postfix, process, scanner, status, teardown, users};
 
-/// The daemon's grace for running sessions (10 s), and some.
-const STOP_LIMIT: Duration = Duration::from_secs(20);
+const STOP_LIMIT: Duration = Duration::from_secs(10);
 
 /// A lab that is up. Dropping it takes it away if [`Lab::up`] made it and [`Lab::keep`] was not called.
 #[derive(Debug)]
@@ -301,12 +300,13 @@ impl Lab {
         self.await_own_daemons(&Progress::quiet())
     }
 
-    /// Sends SIGTERM to a front end's daemon; returns when it is gone, its grace for running sessions included.
+    /// Sends SIGTERM to a front end's daemon; returns at once, while it may still finish what it has.
     ///
     /// # Errors
-    /// If it does not run, or does not end.
-    pub fn stop_front_end(&self, number: u8) -> anyhow::Result<()> {
-        self.stop(Host::frontend(number), frontend::PROCESS)
+    /// If it does not run.
+    pub fn terminate_front_end(&self, number: u8) -> anyhow::Result<()> {
+        let pid = self.pid(&Host::frontend(number).to_string(), frontend::PROCESS)?;
+        process::signal(pid, Signal::SIGTERM)
     }
 
     /// Runs `autocluster ARGUMENTS --socket ...` against the daemon of a front end; what it printed.

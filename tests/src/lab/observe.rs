@@ -35,7 +35,7 @@ impl Lab {
         let links = self.json(host, &["ip", "-json", "link", "show", "dev", INTERFACE])?;
         let text = links[0]["address"].as_str().with_context(|| format!("{host} has no hardware address"))?;
         let octets: Vec<u8> = text.split(':').map(|octet| u8::from_str_radix(octet, 16)).collect::<Result<_, _>>()?;
-        octets.try_into().map_err(|_| anyhow!("{text} is no hardware address"))
+        octets.try_into().map_err(|_wrong| anyhow!("{text} is no hardware address"))
     }
 
     /// One counter of the XDP program of front end `number`.

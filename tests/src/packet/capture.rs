@@ -68,7 +68,7 @@ impl Capture {
     pub fn stop(mut self) -> anyhow::Result<Captured> {
         self.stop.store(true, Ordering::Release);
         let reader = self.reader.take().context("ended twice")?;
-        reader.join().map_err(|_| anyhow!("the capture's thread panicked"))?
+        reader.join().map_err(|_panic| anyhow!("the capture's thread panicked"))?
     }
 }
 

@@ -27,7 +27,8 @@ impl fmt::Display for Fault {
 }
 
 /// One's-complement sum, not yet folded.
-fn sum(octets: &[u8]) -> u64 {
+#[must_use]
+pub fn sum(octets: &[u8]) -> u64 {
     let (words, rest) = octets.as_chunks::<2>();
     let whole: u64 = words.iter().map(|word| u64::from(u16::from_be_bytes(*word))).sum();
     whole + rest.first().map_or(0, |last| u64::from(*last) << 8)

@@ -202,5 +202,5 @@ fn auxiliary(header: &libc::msghdr) -> Option<libc::tpacket_auxdata> {
 
 /// What a system call returned, or its error.
 fn check<T: TryInto<usize>>(returned: T) -> io::Result<usize> {
-    returned.try_into().map_err(|_| io::Error::last_os_error())
+    returned.try_into().map_err(|_negative| io::Error::last_os_error())
 }
