@@ -91,8 +91,8 @@ impl<'a> Story<'a> {
     fn tell(&self, what: &str, census: &Census) {
         let by_front_end: Vec<String> =
             census.iter().map(|(name, fates)| format!("{name} {}/{}", fates.alive, fates.lost())).collect();
-        let seconds = self.begin.elapsed().as_secs_f64();
-        eprintln!("  {seconds:>5.1} s  {what}: alive/lost {}", by_front_end.join(", "));
+        let (seconds, repeated) = (self.begin.elapsed().as_secs_f64(), total(census).repeated);
+        eprintln!("  {seconds:>5.1} s  {what}: alive/lost {}; {repeated} packets repeated", by_front_end.join(", "));
     }
 
     /// Changes something. Everybody speaks while the change goes round, and again when all agree.

@@ -60,6 +60,8 @@ pub struct Fates {
     pub silent: u64,
     /// Answered by something else.
     pub wrong: u64,
+    /// Packets that the kernel had to repeat on those that are alive, since they began.
+    pub repeated: u64,
 }
 
 impl Fates {
@@ -77,6 +79,7 @@ impl AddAssign for Fates {
         self.closed += other.closed;
         self.silent += other.silent;
         self.wrong += other.wrong;
+        self.repeated += other.repeated;
     }
 }
 

@@ -2,13 +2,16 @@
 //! output, and keeps its connections open until its input ends.
 
 use std::io::{self, BufRead as _, Write as _};
+use std::mem::{size_of, zeroed};
 use std::net::{IpAddr, SocketAddr};
+use std::os::fd::AsRawFd as _;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use autocluster_tests::crowd::{Census, Fates, NOBODY, Order, Pace};
 use futures_util::future::join_all;
 use futures_util::{StreamExt as _, stream};
+use nix::libc;
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout, timeout_at};
@@ -136,6 +139,7 @@ async fn check(held: &mut Vec<Connection>, patience: Duration) -> Census {
     while let Some((connection, fate)) = checks.next().await {
         count(&mut census, &connection.front_end, &fate);
         if matches!(fate, Fate::Alive) {
+            census.entry(connection.front_end.clone()).or_default().repeated += connection.repeated();
             alive.push(connection);
         }
     }
@@ -189,6 +193,17 @@ impl Connection {
     async fn speak(&mut self) -> Result<(), Fate> {
         self.stream.write_all(self.command).await.map_err(of)?;
         if self.line().await?.starts_with(self.answer) { Ok(()) } else { Err(Fate::Wrong) }
+    }
+
+    /// Packets that the kernel had to repeat; 0 if it does not tell.
+    fn repeated(&self) -> u64 {
+        // SAFETY: all zeros is a valid value.
+        let mut info: libc::tcp_info = unsafe { zeroed() };
+        let mut size = libc::socklen_t::try_from(size_of::<libc::tcp_info>()).unwrap_or_default();
+        let fd = self.stream.get_ref().as_raw_fd();
+        // SAFETY: the pointer is to `size` octets that live through the call.
+        unsafe { libc::getsockopt(fd, libc::IPPROTO_TCP, libc::TCP_INFO, (&raw mut info).cast(), &raw mut size) };
+        info.tcpi_total_retrans.into()
     }
 
     async fn line(&mut self) -> Result<String, Fate> {
