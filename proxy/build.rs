@@ -80,11 +80,19 @@ fn build(toolchain: &Toolchain) -> Result<(), String> {
             cargo.env_remove(&key);
         }
     }
+    let flags = [
+        &format!("--cfg=bpf_target_arch=\"{architecture}\""),
+        // 32-bit arithmetic and jumps: Linux 5.1.
+        "-Ctarget-cpu=v3",
+        "-Clink-arg=--btf",
+        // Headers do not stand where their fields would be aligned; the kernel lets packets be read anyhow.
+        "-Clink-arg=--cpu-features=+allows-misaligned-mem-access",
+    ];
     let output = cargo
         .env("RUSTC", &toolchain.rustc)
         // Debian's compiler is a stable one; building `core` for a new target is still unstable.
         .env("RUSTC_BOOTSTRAP", "1")
-        .env("CARGO_ENCODED_RUSTFLAGS", format!("--cfg=bpf_target_arch=\"{architecture}\"\x1f-Clink-arg=--btf"))
+        .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"))
         .args(["build", "--release", "--locked", "-Z", "build-std=core", "--target", "bpfel-unknown-none"])
         .args(["--manifest-path", "../proxy-ebpf/Cargo.toml", "--target-dir"])
         .arg(&target_dir)

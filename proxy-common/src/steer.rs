@@ -7,25 +7,30 @@
 //!
 //! | hop limit | meaning |
 //! |---|---|
-//! | above 11 | from outside |
-//! | 11 | steered to the bucket's owner |
-//! | 10 | steered again, by somebody whose table is another |
-//! | 9 to 2 | handed on along the bucket's chain: who has this connection? |
-//! | 1 | nobody has it, or nobody may ask any more: take it |
+//! | above 16 | from outside |
+//! | 16 | steered to the bucket's owner |
+//! | 15 | steered again, by somebody whose table is another |
+//! | 14, 12 … 2 | the owner asks a member of its chain: have you got this connection? |
+//! | 13, 11 … 1 | back to who asked: no |
+//! | 0 | nobody may send it on |
+//!
+//! **Only the owner asks, by its own chain**, and the answer comes back to who asked: so the others' chains need not
+//! agree with its own, and only the owner ever resets a connection or takes a new one. It takes a new one only after
+//! everybody who may have answered the SYN before has said no. A member that was asked and takes itself for the owner
+//! (its table is older, or newer) asks its own chain first; so of two that take themselves for the owner at the same time, the
+//! second one always finds what the first one took.
 
 use crate::maps::{Chain, Counter, MAX_CHAIN, NO_SLOT, Owner};
 
 /// Hop limit of a packet that was sent on once. Times that a packet is sent on at the most.
-pub const HOPS: u8 = 11;
+pub const HOPS: u8 = 16;
 /// Hop limit of a packet that was steered twice, because the tables differed.
-const STEERED_AGAIN: u8 = 10;
+const STEERED_AGAIN: u8 = 15;
 /// Hop limit of a packet that a bucket's owner hands to the first member of the chain.
-const HANDED_ON: u8 = 9;
-/// The receiver must take it.
-const LAST: u8 = 1;
+const ASKED: u8 = 14;
 
-// The owner hands on with 9, the last of the chain receives 9 - 6 = 3, and returns a SYN with less.
-const _: () = assert!(HANDED_ON as usize - (MAX_CHAIN - 1) > LAST as usize);
+// Every member of the chain can be asked, and answer.
+const _: () = assert!(ASKED as usize == 2 * MAX_CHAIN);
 
 /// What a packet is to a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,6 +66,9 @@ pub trait Facts {
     fn answers_cookie(&self) -> bool;
     /// Whether this machine's daemon lives.
     fn alive(&self) -> bool;
+    /// The member that sent the packet here: by the frame's source address, or the outer one. [`NO_SLOT`]: none, or
+    /// unknown.
+    fn sender(&self) -> u8;
 }
 
 /// What this machine is in the table that is in force.
@@ -81,81 +89,126 @@ pub enum Decision {
     Drop(Counter),
 }
 
+/// Why a packet is here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Way {
+    /// From outside, or steered here.
+    Steered,
+    /// Steered here by somebody who is not the owner either, in the eyes of who steered it first.
+    SteeredAgain,
+    /// Somebody who takes itself for the owner asks whether we have the connection.
+    Asked,
+    /// We asked, and the sender has not got it.
+    Returned,
+}
+
+impl Way {
+    #[inline(always)]
+    const fn of(hop_limit: u8) -> Self {
+        match hop_limit {
+            STEERED_AGAIN => Self::SteeredAgain,
+            limit if limit > STEERED_AGAIN => Self::Steered,
+            limit if limit % 2 == 0 => Self::Asked,
+            _ => Self::Returned,
+        }
+    }
+}
+
 /// Decides about one packet to a virtual address.
 #[inline(always)]
 pub fn decide<F: Facts>(facts: &F, here: Here, hop_limit: u8, kind: Kind) -> Decision {
     let owner = facts.owner();
-    if owner.slot() == here.slot && here.slot != NO_SLOT {
-        return own(facts, here, owner, hop_limit, kind);
-    }
     if owner.slot() == NO_SLOT {
         return Decision::Take(Counter::NoOwner);
     }
-    if hop_limit > STEERED_AGAIN {
+    let way = Way::of(hop_limit);
+    if owner.slot() != here.slot {
+        return not_own(facts, owner, hop_limit, way, kind);
+    }
+    if !facts.alive() {
+        return bequeath(facts, hop_limit, way, kind);
+    }
+    match kind {
+        Kind::New => own_new(facts, owner, hop_limit, way),
+        Kind::Other => own_other(facts, here, owner, hop_limit, way),
+    }
+}
+
+/// A SYN of a bucket that is this machine's.
+#[inline(always)]
+fn own_new<F: Facts>(facts: &F, owner: Owner, hop_limit: u8, way: Way) -> Decision {
+    if !owner.chained() {
+        return Decision::Take(Counter::OwnNew);
+    }
+    let chain = facts.chain();
+    // Only for a while after a change can another member have answered this SYN before.
+    if !chain.lately() || matches!(facts.socket(), Socket::Connection) {
+        return Decision::Take(Counter::OwnNew);
+    }
+    match next(facts, chain, way) {
+        Next::Ask(slot) => ask(slot, hop_limit, Counter::HandedOnNew),
+        Next::Nobody => Decision::Take(Counter::NewAgain),
+        Next::Unknown => Decision::Drop(Counter::DisagreedNew),
+    }
+}
+
+/// Any other packet of a bucket that is this machine's.
+#[inline(always)]
+fn own_other<F: Facts>(facts: &F, here: Here, owner: Owner, hop_limit: u8, way: Way) -> Decision {
+    if !owner.chained() && !here.settling && matches!(way, Way::Steered | Way::SteeredAgain) {
+        return Decision::Take(Counter::Own);
+    }
+    let socket = facts.socket();
+    if matches!(socket, Socket::Connection) || facts.answers_cookie() {
+        return Decision::Take(Counter::Own);
+    }
+    let next = if owner.chained() { next(facts, facts.chain(), way) } else { Next::Nobody };
+    match next {
+        // A connection that has ended here may have a younger one of the same 4-tuple elsewhere.
+        Next::Ask(slot) => ask(slot, hop_limit, Counter::HandedOn),
+        _ if matches!(socket, Socket::TimeWait) => Decision::Take(Counter::Own),
+        Next::Nobody if !here.settling && !matches!(way, Way::Asked) => Decision::Take(Counter::Orphan),
+        // A reset could break a connection that lives; silence only makes the peer repeat itself.
+        Next::Nobody | Next::Unknown => Decision::Drop(Counter::OrphanSettling),
+    }
+}
+
+/// The bucket is another's. Whoever is not the owner neither takes a new connection nor resets one.
+#[inline(always)]
+fn not_own<F: Facts>(facts: &F, owner: Owner, hop_limit: u8, way: Way, kind: Kind) -> Decision {
+    if hop_limit > HOPS {
         let counter = if matches!(kind, Kind::New) { Counter::SteeredNew } else { Counter::Steered };
         return forward(owner.slot(), lower(hop_limit, HOPS), counter);
     }
-    not_own(facts, here, owner, hop_limit, kind)
-}
-
-/// The bucket is this machine's.
-#[inline(always)]
-fn own<F: Facts>(facts: &F, here: Here, owner: Owner, hop_limit: u8, kind: Kind) -> Decision {
-    if !facts.alive() {
-        return bequeath(facts, hop_limit, kind);
-    }
-    if matches!(kind, Kind::New) {
-        if !owner.chained() || hop_limit <= HANDED_ON {
-            return Decision::Take(if hop_limit == LAST { Counter::NewAgain } else { Counter::OwnNew });
-        }
-        let chain = facts.chain();
-        // Only for a while after a change can another member have answered this SYN before.
-        if !chain.lately() || matches!(facts.socket(), Socket::Connection) {
-            return Decision::Take(Counter::OwnNew);
-        }
-        return hand_on(chain.member(0), hop_limit, Counter::HandedOnNew, Decision::Take(Counter::OwnNew));
-    }
-    if !owner.chained() && !here.settling || has(facts) {
-        return Decision::Take(Counter::Own);
-    }
-    let next = if owner.chained() { facts.chain().member(0) } else { NO_SLOT };
-    hand_on(next, hop_limit, Counter::HandedOn, orphan(here))
-}
-
-/// The bucket is another's, and somebody sent the packet here who knows that, or whose table differs.
-#[inline(always)]
-fn not_own<F: Facts>(facts: &F, here: Here, owner: Owner, hop_limit: u8, kind: Kind) -> Decision {
-    if matches!(kind, Kind::New) {
-        // A connection that has ended must not take a new one: that is the owner's.
-        if matches!(facts.socket(), Socket::Connection) {
-            return Decision::Take(Counter::Found);
-        }
-        if hop_limit == STEERED_AGAIN || hop_limit <= LAST {
-            return Decision::Drop(Counter::DisagreedNew);
-        }
-        let end = forward(owner.slot(), LAST, Counter::HandedOnNew);
-        return hand_on(next(facts, here, owner), hop_limit, Counter::HandedOnNew, end);
-    }
-    if has(facts) {
+    if has(facts, kind) {
         return Decision::Take(Counter::Found);
     }
-    let next = if hop_limit == STEERED_AGAIN { NO_SLOT } else { next(facts, here, owner) };
-    hand_on(next, hop_limit, Counter::HandedOn, orphan(here))
+    let is_new = matches!(kind, Kind::New);
+    match way {
+        Way::Steered => {
+            let counter = if is_new { Counter::SteeredNew } else { Counter::Steered };
+            forward(owner.slot(), STEERED_AGAIN, counter)
+        }
+        Way::Asked => answer(facts, hop_limit, kind),
+        Way::SteeredAgain | Way::Returned => disagreed(kind),
+    }
 }
 
+/// Whether a packet that somebody sent on must be for this machine's socket. A connection that has ended must not take a
+/// new one: that is the owner's.
 #[inline(always)]
-fn next<F: Facts>(facts: &F, here: Here, owner: Owner) -> u8 {
-    if owner.chained() { facts.chain().after(here.slot) } else { NO_SLOT }
-}
-
-#[inline(always)]
-fn has<F: Facts>(facts: &F) -> bool {
-    !matches!(facts.socket(), Socket::None) || facts.answers_cookie()
+fn has<F: Facts>(facts: &F, kind: Kind) -> bool {
+    match (facts.socket(), kind) {
+        (Socket::Connection, _) | (Socket::TimeWait, Kind::Other) => true,
+        (Socket::TimeWait, Kind::New) => false,
+        (Socket::None, Kind::New) => false,
+        (Socket::None, Kind::Other) => facts.answers_cookie(),
+    }
 }
 
 /// This machine's daemon is gone, so its buckets are its successors'. The kernel may still have to end connections.
 #[inline(always)]
-fn bequeath<F: Facts>(facts: &F, hop_limit: u8, kind: Kind) -> Decision {
+fn bequeath<F: Facts>(facts: &F, hop_limit: u8, way: Way, kind: Kind) -> Decision {
     if matches!(kind, Kind::Other) && !matches!(facts.socket(), Socket::None) {
         return Decision::Take(Counter::Own);
     }
@@ -164,24 +217,62 @@ fn bequeath<F: Facts>(facts: &F, hop_limit: u8, kind: Kind) -> Decision {
         // Nobody else is there: the kernel tells the client at once.
         return Decision::Take(Counter::Orphan);
     }
-    if hop_limit <= STEERED_AGAIN {
+    match way {
+        Way::Steered => forward(successor, lower(hop_limit, HOPS), Counter::Succeeded),
+        Way::Asked => answer(facts, hop_limit, kind),
         // The successor's table still says that the bucket is ours.
-        let counter = if matches!(kind, Kind::New) { Counter::DisagreedNew } else { Counter::OrphanSettling };
-        return Decision::Drop(counter);
+        Way::SteeredAgain | Way::Returned => disagreed(kind),
     }
-    forward(successor, lower(hop_limit, HOPS), Counter::Succeeded)
+}
+
+/// Whom the owner asks next.
+enum Next {
+    Ask(u8),
+    /// Everybody in the chain was asked.
+    Nobody,
+    /// The packet was asked about by a chain that is no longer ours, or by somebody else's.
+    Unknown,
 }
 
 #[inline(always)]
-fn hand_on(next: u8, hop_limit: u8, counter: Counter, end: Decision) -> Decision {
-    if next == NO_SLOT || hop_limit <= LAST { end } else { forward(next, lower(hop_limit, HANDED_ON), counter) }
+fn next<F: Facts>(facts: &F, chain: Chain, way: Way) -> Next {
+    let slot = match way {
+        Way::Steered | Way::SteeredAgain => chain.member(0),
+        Way::Returned => match chain.position(facts.sender()) {
+            Some(position) => chain.member(position + 1),
+            None => return Next::Unknown,
+        },
+        // Who asks has not got it: if it is the first in our chain, it need not be asked.
+        Way::Asked if chain.member(0) == facts.sender() => chain.member(1),
+        Way::Asked => chain.member(0),
+    };
+    if slot == NO_SLOT { Next::Nobody } else { Next::Ask(slot) }
 }
 
-/// Nobody is left to ask. While members may not have told what they have, a reset could break a connection that lives;
-/// silence only makes the peer repeat itself.
+/// To a member of the chain, with the next lower even hop limit.
 #[inline(always)]
-fn orphan(here: Here) -> Decision {
-    if here.settling { Decision::Drop(Counter::OrphanSettling) } else { Decision::Take(Counter::Orphan) }
+fn ask(slot: u8, hop_limit: u8, counter: Counter) -> Decision {
+    let below = lower(hop_limit, ASKED);
+    forward(slot, below - below % 2, counter)
+}
+
+/// Back to who asked.
+#[inline(always)]
+fn answer<F: Facts>(facts: &F, hop_limit: u8, kind: Kind) -> Decision {
+    let counter = if matches!(kind, Kind::New) { Counter::HandedOnNew } else { Counter::HandedOn };
+    match facts.sender() {
+        NO_SLOT => disagreed(kind),
+        sender => forward(sender, lower(hop_limit, ASKED), counter),
+    }
+}
+
+/// The members' tables differ: silence makes the peer repeat itself, and by then they agree.
+#[inline(always)]
+fn disagreed(kind: Kind) -> Decision {
+    match kind {
+        Kind::New => Decision::Drop(Counter::DisagreedNew),
+        Kind::Other => Decision::Drop(Counter::OrphanSettling),
+    }
 }
 
 #[inline(always)]

@@ -1,195 +1,182 @@
-//! The table builder: weighted rendezvous hashing of buckets over members. The table is a pure function
-//! of the members, so front ends that agree on the members agree on every bucket without exchanging it,
+//! The table builder: weighted rendezvous hashing of buckets over members, with stratified scores. The table is a pure
+//! function of the members, so front ends that agree on the members agree on every bucket without exchanging it,
 //! and a join or a death moves only the buckets that it must.
+//!
+//! Each member ranks the buckets by its own permutation; rank `r` costs it `-ln(1 - (r + 0.5) / BUCKETS) / weight`, and the
+//! cheapest member owns the bucket. That is rendezvous hashing, but for each member the scores are not drawn one by one:
+//! all `BUCKETS` quantiles occur exactly once, which makes the shares more even.
+//!
+//! It is built the other way round: each member walks its buckets from the cheapest up to a limit beyond which hardly
+//! any bucket is without an owner. That is about [`COVER`] visits for each bucket, however many members there are.
 
-use crate::maps::{Bucket, NO_SLOT};
+use std::sync::LazyLock;
+
+use proxy_common::maps::{BUCKETS, NO_SLOT};
+
+use super::permutation::{Permutation, mix};
+use super::{Member, Standing};
+
+/// Visits of each bucket, on average; `exp(-COVER)` of the buckets are left over and are decided one by one.
+const COVER: u64 = 6;
+/// Fraction bits of [`LOGARITHMS`].
+const LOG_BITS: u32 = 48;
+/// Fraction bits of a member's price.
+const PRICE_BITS: u32 = 40;
+/// A cost keeps 57 bits, so that the member fits below it in one word.
+const COST_BITS: u32 = 57;
+/// Shift from a logarithm times a price to a cost: logarithms have 4 bits before the point.
+const COST_SHIFT: u32 = LOG_BITS + 4 + PRICE_BITS - COST_BITS;
+
+/// `-ln(1 - (r + 0.5) / BUCKETS)` for each rank `r`, with [`LOG_BITS`] fraction bits; in integers, so that all front
+/// ends agree to the last bit.
+static LOGARITHMS: LazyLock<Vec<u64>> = LazyLock::new(|| {
+    // The step before rank r is ln((k + 1/2) / (k - 1/2)) for k = BUCKETS - r, which is 1/k + 1/(12 k³) + …; to the first
+    // rank it is half a bucket.
+    let step = |rank: u32| {
+        let k = u64::from(BUCKETS - rank);
+        let cubic = u128::from(k).pow(3) * 12;
+        (1 << LOG_BITS) / k + u64::try_from((1_u128 << LOG_BITS) / cubic).unwrap_or(0)
+    };
+    let first = (1 << LOG_BITS) / (2 * u64::from(BUCKETS));
+    let rest = (1..BUCKETS).scan(first, |sum, rank| {
+        *sum += step(rank);
+        Some(*sum)
+    });
+    std::iter::once(first).chain(rest).collect()
+});
+
+/// Bits of a bid that name the bidder.
+const BIDDER_BITS: u32 = 7;
+const NO_BID: u64 = u64::MAX;
 
 /// One candidate for buckets.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Candidate {
-    /// What the member is hashed by; stable over restarts, the same everywhere.
-    pub id: u64,
-    /// Share relative to the others; 0 takes no buckets.
-    pub weight: u16,
-    /// Takes new connections. A draining member is nobody's first, but may be a second.
-    pub active: bool,
-    /// What the bucket will name it by.
-    pub slot: u16,
+#[derive(Debug, Clone, Copy)]
+struct Candidate {
+    slot: u8,
+    weight: u16,
+    /// The inverse of the weight.
+    price: u64,
+    permutation: Permutation,
 }
 
-/// Owners of one bucket.
-///
-/// `first` is the best-ranked active candidate, `second` the best-ranked of all others: the member that
-/// had the bucket before `first` came or began to drain is always the second.
-#[must_use]
-pub fn bucket(index: u32, candidates: &[Candidate]) -> Bucket {
-    let mut first: Option<(u64, &Candidate)> = None;
-    for candidate in candidates.iter().filter(|c| c.active && c.weight > 0) {
-        rank(&mut first, index, candidate);
+impl Candidate {
+    fn new(slot: u8, member: &Member) -> Self {
+        let weight = member.weight.max(1);
+        Self { slot, weight, price: price(weight.into()), permutation: Permutation::new(identity(&member.name)) }
     }
-    let first_slot = first.map_or(NO_SLOT, |(_, c)| c.slot);
-    let mut second: Option<(u64, &Candidate)> = None;
-    for candidate in candidates.iter().filter(|c| c.slot != first_slot && c.weight > 0) {
-        rank(&mut second, index, candidate);
-    }
-    Bucket::new(first_slot, second.map_or(NO_SLOT, |(_, c)| c.slot))
-}
 
-fn rank<'a>(best: &mut Option<(u64, &'a Candidate)>, index: u32, candidate: &'a Candidate) {
-    let score = cost(index, candidate);
-    // Equal costs are decided by the identity, or two front ends with other slot orders would differ.
-    if best.is_none_or(|(lowest, holder)| (score, candidate.id) < (lowest, holder.id)) {
-        *best = Some((score, candidate));
+    #[inline]
+    fn bid(&self, cost: u64) -> u64 {
+        cost << BIDDER_BITS | u64::from(self.slot)
+    }
+
+    fn bid_for(&self, bucket: u32) -> u64 {
+        self.bid(cost(LOGARITHMS[self.permutation.rank(bucket) as usize], self.price))
     }
 }
 
-/// Weighted rendezvous: the lowest `-ln(u) / weight` wins, `u` uniform in (0, 1]. Log base 2 in fixed
-/// point serves as well, and is the same on every machine, as a floating-point `ln` is not.
-fn cost(index: u32, candidate: &Candidate) -> u64 {
-    let uniform = mix(candidate.id ^ mix(u64::from(index).wrapping_add(0x9e37_79b9_7f4a_7c15)));
-    (minus_log2(uniform) << 16) / u64::from(candidate.weight)
+const fn price(weight: u64) -> u64 {
+    (1 << PRICE_BITS) / weight
 }
 
-/// Finaliser of SplitMix64 (Steele, Lea, Flood 2014): every input bit flips every output bit with
-/// probability one half.
-const fn mix(mut x: u64) -> u64 {
-    x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    x ^ (x >> 31)
+#[inline]
+#[allow(clippy::cast_possible_truncation, reason = "52 and 41 bits less the shift are 57")]
+fn cost(logarithm: u64, price: u64) -> u64 {
+    ((u128::from(logarithm) * u128::from(price)) >> COST_SHIFT) as u64
 }
 
-/// Fraction bits of [`minus_log2`].
-const LOG_BITS: u32 = 32;
-/// The interpolation table has `2^INDEX_BITS` intervals.
-const INDEX_BITS: u32 = 8;
-
-/// `-log2(x / 2^64)` with [`LOG_BITS`] fraction bits; at most 64.
-fn minus_log2(x: u64) -> u64 {
-    let x = x | 1;
-    let zeros = x.leading_zeros();
-    // 1.f with 63 fraction bits; log2(1 + f) by linear interpolation, error below 2e-6.
-    let mantissa = x << zeros;
-    let fraction = mantissa & (u64::MAX >> 1);
-    let interval = (fraction >> (63 - INDEX_BITS)) as usize;
-    let rest = (fraction >> (63 - INDEX_BITS - LOG_BITS)) & ((1 << LOG_BITS) - 1);
-    let (low, high) = (LOG2[interval], LOG2[interval + 1]);
-    let log = low + (((high - low) * rest) >> LOG_BITS);
-    (u64::from(zeros + 1) << LOG_BITS) - log
+/// Who owns each bucket, by slot: `NO_SLOT` if there are no members.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Table {
+    pub(super) owners: Vec<u8>,
+    /// In buckets of the member that the table was built for: who owns them without it. `NO_SLOT` elsewhere.
+    pub(super) successors: Vec<u8>,
 }
 
-/// `log2(1 + i / 256)` with [`LOG_BITS`] fraction bits.
-static LOG2: [u64; (1 << INDEX_BITS) + 1] = log2_table();
-
-const fn log2_table() -> [u64; (1 << INDEX_BITS) + 1] {
-    let mut table = [0; (1 << INDEX_BITS) + 1];
-    let mut i = 0;
-    while i < table.len() {
-        table[i] = log2_digits((1 << INDEX_BITS) + i as u64);
-        i += 1;
+impl Table {
+    /// `members` by slot, in the order of their names, `MAX_MEMBERS` at the most; `own_slot` is whose table it is.
+    pub(super) fn build(members: &[Member], own_slot: u8) -> Self {
+        let all = candidates(members, NO_SLOT);
+        let others = candidates(members, own_slot);
+        let mut bids = Bids::collect(&others);
+        let without = bids.slots();
+        let owners = match all.iter().find(|candidate| candidate.slot == own_slot) {
+            None => without.clone(),
+            Some(me) if all.len() == others.len() + 1 => {
+                bids.outbid(me);
+                bids.slots()
+            }
+            // Who owns buckets without this machine is no candidate while it is there.
+            Some(_) => Bids::collect(&all).slots(),
+        };
+        let heir = |(&owner, next)| if owner == own_slot { next } else { NO_SLOT };
+        let successors = owners.iter().zip(without).map(heir).collect();
+        Self { owners, successors }
     }
-    table
 }
 
-/// Binary digits of `log2(x / 256)`, for 256 <= x <= 512, by repeated squaring.
-const fn log2_digits(x: u64) -> u64 {
-    // 1.31 fixed point, so that a square fits in 64 bits.
-    let mut m = x << (31 - INDEX_BITS);
-    if m >> 32 != 0 {
-        return 1 << LOG_BITS;
-    }
-    let mut log = 0;
-    let mut bit = 1 << (LOG_BITS - 1);
-    while bit != 0 {
-        m = (m * m) >> 31;
-        if m >> 32 != 0 {
-            m >>= 1;
-            log |= bit;
+/// Those members but `except` who take new connections.
+fn candidates(members: &[Member], except: u8) -> Vec<Candidate> {
+    let there = || (0_u8..).zip(members).filter(move |(slot, _)| *slot != except);
+    let first = there().filter(|(_, member)| member.weight > 0).map(|(_, member)| member.standing).min();
+    // A pool in which every weight is 0 takes mail all the same.
+    let last = there().map(|(_, member)| member.standing).min();
+    there()
+        .filter(|(_, m)| first.map_or(Some(m.standing) == last, |first| m.standing == first && m.weight > 0))
+        .map(|(slot, member)| Candidate::new(slot, member))
+        .collect()
+}
+
+/// The lowest bid for each bucket: the cost, and below it the bidder's slot, which decides ties: slots are in the order of
+/// names everywhere.
+struct Bids(Vec<u64>);
+
+impl Bids {
+    fn collect(candidates: &[Candidate]) -> Self {
+        let mut bids = Self(vec![NO_BID; BUCKETS as usize]);
+        let weight: u64 = candidates.iter().map(|candidate| u64::from(candidate.weight)).sum();
+        let limit = if weight == 0 { 0 } else { cost(COVER << LOG_BITS, price(weight)) };
+        for candidate in candidates {
+            bids.walk(candidate, limit);
         }
-        bit >>= 1;
+        bids.fill(candidates);
+        bids
     }
-    log
+
+    /// Bids for every bucket that costs `candidate` no more than `limit`.
+    fn walk(&mut self, candidate: &Candidate, limit: u64) {
+        let affordable = LOGARITHMS.iter().map(|&logarithm| cost(logarithm, candidate.price));
+        for (rank, cost) in (0..).zip(affordable.take_while(|&cost| cost <= limit)) {
+            let best = &mut self.0[candidate.permutation.bucket(rank) as usize];
+            *best = (*best).min(candidate.bid(cost));
+        }
+    }
+
+    /// Decides what nobody has bid for.
+    fn fill(&mut self, candidates: &[Candidate]) {
+        for (bucket, best) in (0..).zip(&mut self.0).filter(|(_, best)| **best == NO_BID) {
+            *best = candidates.iter().map(|candidate| candidate.bid_for(bucket)).min().unwrap_or(NO_BID);
+        }
+    }
+
+    /// One more candidate, whom nobody's bid must be missing for: it bids up to the highest bid that stands.
+    fn outbid(&mut self, candidate: &Candidate) {
+        let highest = self.0.iter().max().map_or(NO_BID, |bid| bid >> BIDDER_BITS);
+        self.walk(candidate, highest);
+    }
+
+    fn slots(&self) -> Vec<u8> {
+        let slot = |bid: &u64| (*bid & u64::from(NO_SLOT)) as u8;
+        self.0.iter().map(slot).collect()
+    }
+}
+
+/// A number for a name, the same on every front end and in every version: FNV-1a, finished so that names that differ in
+/// their last letter differ everywhere.
+fn identity(name: &str) -> u64 {
+    let fold = |hash: u64, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+    mix(name.bytes().fold(0xcbf2_9ce4_8422_2325, fold))
 }
 
 #[cfg(test)]
-mod tests {
-    extern crate std;
-    use super::*;
-    use crate::maps::BUCKETS;
-    use std::{vec, vec::Vec};
-
-    fn member(n: u16) -> Candidate {
-        Candidate { id: mix(u64::from(n) + 1), weight: 100, active: true, slot: n }
-    }
-
-    fn table(candidates: &[Candidate]) -> Vec<Bucket> {
-        (0..BUCKETS).map(|i| bucket(i, candidates)).collect()
-    }
-
-    fn shares(table: &[Bucket], members: usize) -> Vec<usize> {
-        let mut shares = vec![0; members];
-        for bucket in table {
-            shares[usize::from(bucket.first())] += 1;
-        }
-        shares
-    }
-
-    #[test]
-    fn the_logarithm_is_one() {
-        for x in [1_u64, 3, 1 << 20, 0x1234_5678_9abc_def1, u64::MAX / 3, u64::MAX - 2, u64::MAX] {
-            #[allow(clippy::cast_precision_loss, reason = "the test needs seven digits")]
-            let (ours, ideal) = (minus_log2(x) as f64 / (1_u64 << LOG_BITS) as f64, 64.0 - ((x | 1) as f64).log2());
-            assert!((ours - ideal).abs() < 4e-6, "{x}: {ours} for {ideal}");
-        }
-    }
-
-    #[test]
-    fn shares_follow_the_weights() {
-        let mut members: Vec<_> = (0..3).map(member).collect();
-        for share in shares(&table(&members), 3) {
-            assert!(share.abs_diff(65_536 / 3) < 65_536 / 3 / 50, "{share} is over 2 % off");
-        }
-        members[0].weight = 200;
-        let double = shares(&table(&members), 3)[0];
-        assert!(double.abs_diff(32_768) < 32_768 / 50, "{double} for half of the buckets");
-    }
-
-    #[test]
-    fn a_death_moves_only_the_dead_members_buckets_and_to_their_seconds() {
-        let members: Vec<_> = (0..5).map(member).collect();
-        let before = table(&members);
-        let survivors: Vec<_> = members.iter().copied().filter(|c| c.slot != 2).collect();
-        for (old, new) in before.iter().zip(table(&survivors)) {
-            let expected = if old.first() == 2 { old.second() } else { old.first() };
-            assert_eq!(new.first(), expected);
-        }
-    }
-
-    #[test]
-    fn a_draining_member_is_second_where_it_was_first() {
-        let mut members: Vec<_> = (0..5).map(member).collect();
-        let before = table(&members);
-        members[2].active = false;
-        for (old, new) in before.iter().zip(table(&members)) {
-            assert_ne!(new.first(), 2);
-            if old.first() == 2 {
-                assert_eq!((new.first(), new.second()), (old.second(), 2));
-            }
-        }
-    }
-
-    #[test]
-    fn slots_and_order_do_not_decide() {
-        let members: Vec<_> = (0..4).map(member).collect();
-        let renamed: Vec<_> = members.iter().rev().map(|c| Candidate { slot: 10 + c.slot, ..*c }).collect();
-        for (a, b) in table(&members).iter().zip(table(&renamed)) {
-            assert_eq!((a.first() + 10, a.second() + 10), (b.first(), b.second()));
-        }
-    }
-
-    #[test]
-    fn nobody_is_left() {
-        assert_eq!(bucket(7, &[]), Bucket::new(NO_SLOT, NO_SLOT));
-        let alone = [Candidate { active: false, ..member(0) }];
-        assert_eq!(bucket(7, &alone), Bucket::new(NO_SLOT, 0));
-    }
-}
+mod tests;
