@@ -69,7 +69,8 @@ fn hardly_less(what: &str, flooded: Pace, quiet: Pace) -> anyhow::Result<()> {
 
 /// How many front ends answer by cookies now.
 fn cookies_on(lab: &Lab) -> anyhow::Result<usize> {
-    let states = lab.started().into_iter().map(|number| Ok(lab.cli_json(number, &["cookies", "show"])?["on"] == true));
+    let states =
+        lab.started().into_iter().map(|number| Ok(lab.cli_json(number, &["cookies", "show"])?["sending"] == true));
     Ok(states.collect::<anyhow::Result<Vec<bool>>>()?.into_iter().filter(|on| *on).count())
 }
 
@@ -173,8 +174,7 @@ fn deny_list(lab: &Lab) -> anyhow::Result<()> {
 
 /// How many prefixes a front end denies.
 fn listed(lab: &Lab, number: u8) -> Option<usize> {
-    let list = lab.cli_json(number, &["deny", "ls"]).ok()?;
-    list.as_array().or_else(|| list["entries"].as_array()).map(Vec::len)
+    lab.cli_json(number, &["deny", "ls"]).ok()?.as_array().map(Vec::len)
 }
 
 fn limit(lab: &Lab) -> anyhow::Result<()> {

@@ -111,6 +111,8 @@ fn config(layout: &Layout, spec: &Spec, host: Host) -> String {
          # Its own name in greeting and trace header: a test can tell who took a message.\n\
          [smtp]\nhostname = \"{host}.{POOL_DOMAIN}\"\nport = 25\n{smtp}\n\
          [imap]\nport = 143\ntls_port = 993\n{imap}\n[pop3]\nport = 110\ntls_port = 995\n\n\
+         # All clients of the lab have the same few addresses.\n\
+         [abuse]\nnew_connections_per_second = 0\n\n\
          [scanner]\nclamd = \"unix:{clamd}\"\n",
         dir = dir.display(),
         pki = pki.display(),
