@@ -72,6 +72,15 @@ fn the_logarithm_is_one() {
 }
 
 #[test]
+fn rounded_costs_keep_their_order() {
+    for weight in [1, 100, 101, 32_768, 65_535] {
+        let costs: Vec<_> = LOGARITHMS.iter().map(|logarithm| cost(*logarithm, price(weight))).collect();
+        assert!(costs.is_sorted_by(|a, b| a < b), "two ranks of weight {weight} cost as much");
+        assert!(costs.iter().all(|cost| cost >> (u32::BITS - BIDDER_BITS) == 0));
+    }
+}
+
+#[test]
 fn the_walk_gives_what_the_definition_says() {
     let mut rng = SmallRng::seed_from_u64(7);
     for round in 0..12 {
@@ -110,7 +119,8 @@ fn shares_are_within_3_percent_up_to_16_members_and_within_5_with_64() {
 
 #[test]
 fn weighted_shares_are_as_even() {
-    for (n, weights) in (0..).zip([[100, 200, 300, 400], [50, 100, 100, 100], [10, 1000, 1000, 1000], [255, 1, 1, 257]]) {
+    for (n, weights) in (0..).zip([[100, 200, 300, 400], [50, 100, 100, 100], [10, 1000, 1000, 1000], [255, 1, 1, 257]])
+    {
         let mut members = pool(&format!("weighted{n}-"), 4);
         members.iter_mut().zip(weights).for_each(|(member, weight)| member.weight = weight);
         let total: u16 = weights.iter().sum();
