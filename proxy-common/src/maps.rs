@@ -81,8 +81,17 @@ pub struct Control {
     pub encapsulation_port: [u8; 2],
     /// This machine's own addresses, to which other front ends encapsulate; zero: none.
     pub address_v4: [u8; 4],
-    pub reserved: u32,
+    /// Largest IP packet in octets that reaches every front end, encapsulated where it must be.
+    pub path_mtu: u32,
     pub address_v6: [u8; 16],
+    /// Where this machine's answers to the world outside go, by [`mac_word`]; zero: not known.
+    pub gateway_v4: u64,
+    pub gateway_v6: u64,
+    /// The octets of IPv4 addresses that are not behind the gateway, and which of their bits count; as words of the
+    /// packet, as everything here that is compared with one.
+    pub on_link_v4: [u32; 2],
+    /// The same for the first half of IPv6 addresses.
+    pub on_link_v6: [u64; 2],
 }
 
 /// Flag of [`Control`]: new connections are answered by SYN cookies, made by the program.
@@ -233,12 +242,45 @@ pub const MEMBER_BY_V6: u16 = 4;
 
 /// What a program knows of the interface that it is attached to; constant while it is loaded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-#[repr(C)]
+#[repr(C, align(8))]
 pub struct Interface {
     /// Frames for others are none of our business, even if a switch floods them here.
     pub mac: [u8; 6],
     /// Largest IP packet in octets.
     pub mtu: u16,
+}
+
+/// A MAC address in one word.
+#[inline(always)]
+pub const fn mac_word(m: [u8; 6]) -> u64 {
+    u64::from_le_bytes([m[0], m[1], m[2], m[3], m[4], m[5], 0, 0])
+}
+
+/// Key of `PEERS` for frames of a member on the same segment: no IP address begins so.
+#[inline(always)]
+pub const fn mac_key(m: [u8; 6]) -> AddressKey {
+    [0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, m[0], m[1], m[2], m[3], m[4], m[5]]
+}
+
+/// Value of `PEERS`: the member's slot in either half.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(transparent)]
+pub struct PeerSlots(pub u32);
+
+impl PeerSlots {
+    /// Not known.
+    pub const NONE: Self = Self::new([NO_SLOT; HALVES as usize]);
+
+    #[inline(always)]
+    pub const fn new(slots: [u8; HALVES as usize]) -> Self {
+        Self(slots[0] as u32 | (slots[1] as u32) << 8)
+    }
+
+    #[inline(always)]
+    #[allow(clippy::cast_possible_truncation, reason = "one octet is what is asked for")]
+    pub const fn in_half(self, half: u32) -> u8 {
+        (self.0 >> (8 * (half & 1))) as u8 & NO_SLOT
+    }
 }
 
 /// Key of `VIPS` and `PEERS`: an IPv6 address, or an IPv4 one mapped into it (RFC 4291 section 2.5.5.2).
@@ -282,9 +324,12 @@ impl Service {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(C)]
 pub struct FragmentKey {
-    pub source: AddressKey,
-    pub destination: AddressKey,
-    pub id: [u8; 4],
+    /// Addresses as words; IPv4 ones in the first half of the first word.
+    pub source: [u64; 2],
+    pub destination: [u64; 2],
+    /// As it stands in the packet.
+    pub id: u32,
+    pub v6: u32,
 }
 
 /// Key of `DENY_V4` and `DENY_V6` follow the kernel's `bpf_lpm_trie_key`; the value is not read.
