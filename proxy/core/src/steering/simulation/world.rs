@@ -30,9 +30,21 @@ enum Event {
     /// At the network card of a node, whoever lives there.
     Arrive(usize, Packet),
     /// To the client of a tuple, in its life, from whom.
-    Reply { client: usize, life: u64, to: Kind, reply: Reply, from: Server },
-    Timer { client: usize, life: u64 },
-    Close { client: usize, life: u64 },
+    Reply {
+        client: usize,
+        life: u64,
+        to: Kind,
+        reply: Reply,
+        from: Server,
+    },
+    Timer {
+        client: usize,
+        life: u64,
+    },
+    Close {
+        client: usize,
+        life: u64,
+    },
 }
 
 #[derive(Debug)]
@@ -172,7 +184,8 @@ impl World {
             return;
         }
         let mut known: Vec<_> = self.nodes.values().map(Node::knowledge).collect();
-        let first = if known.is_empty() { Vec::new() } else { known.swap_remove(self.rng.random_range(0..known.len())) };
+        let first =
+            if known.is_empty() { Vec::new() } else { known.swap_remove(self.rng.random_range(0..known.len())) };
         let member = self.member(node, Standing::Joining);
         let life = Server { node, generation: member.generation };
         self.nodes.insert(node, Node::new(member));
@@ -222,7 +235,8 @@ impl World {
             Input::Hear(news) => node.hear(now, news),
             Input::Told(from, bytes) => node.machine.handle_holdings(now, &from, Holdings::decode(&bytes).unwrap()),
             Input::List => {
-                let listed = node.kernel.tuples(now).map(|tuple| u32::try_from(tuple >> (64 - BITS)).unwrap()).collect();
+                let listed =
+                    node.kernel.tuples(now).map(|tuple| u32::try_from(tuple >> (64 - BITS)).unwrap()).collect();
                 let delay = ms(self.rng.random_range(0..5));
                 return self.after(delay, Event::At(life, Input::Listed(listed)));
             }
@@ -492,7 +506,9 @@ impl World {
                     let silence = self.now - self.answered[&number];
                     assert!(silence < ANSWERED_WITHIN, "seed {}: {client:?} waits for {silence:?}", self.seed);
                 }
-                Phase::Opening(sent) => assert!(sent < 4 || self.nodes.is_empty(), "seed {}: {client:?} finds no server", self.seed),
+                Phase::Opening(sent) => {
+                    assert!(sent < 4 || self.nodes.is_empty(), "seed {}: {client:?} finds no server", self.seed)
+                }
                 Phase::Open { .. } | Phase::Closed | Phase::Lost => {}
             }
         }

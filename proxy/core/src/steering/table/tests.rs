@@ -72,6 +72,15 @@ fn the_logarithm_is_one() {
 }
 
 #[test]
+fn rounded_costs_keep_their_order() {
+    for weight in [1, 100, 101, 32_768, 65_535] {
+        let costs: Vec<_> = LOGARITHMS.iter().map(|logarithm| cost(*logarithm, price(weight))).collect();
+        assert!(costs.is_sorted_by(|a, b| a < b), "two ranks of weight {weight} cost as much");
+        assert!(costs.iter().all(|cost| cost >> (u32::BITS - BIDDER_BITS) == 0));
+    }
+}
+
+#[test]
 fn the_walk_gives_what_the_definition_says() {
     let mut rng = SmallRng::seed_from_u64(7);
     for round in 0..12 {
