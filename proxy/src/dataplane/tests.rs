@@ -1,6 +1,7 @@
 //! The packet table: packet in, verdict and packet out, asked of the kernel by `BPF_PROG_TEST_RUN`.
 
 mod abuse;
+mod deny;
 mod encapsulation;
 mod family;
 mod fragments;

@@ -17,9 +17,8 @@ fn set_limit(fixture: &mut Fixture, limit: u32, prefix_v4: u8, prefix_v6: u8) {
 fn new_connections_of_a_prefix_are_counted_and_limited() {
     let Some(mut fixture) = fixture() else { return };
     set_limit(&mut fixture, 10, 24, 56);
-    let from = |last: u8, port: u16, flags| {
-        frame4(&ipv4_of(Ipv4Addr::new(192, 0, 2, last), VIP4, 6, &tcp(port, 25, flags)))
-    };
+    let from =
+        |last: u8, port: u16, flags| frame4(&ipv4_of(Ipv4Addr::new(192, 0, 2, last), VIP4, 6, &tcp(port, 25, flags)));
     for n in 0..10 {
         assert_ne!(fixture.counted(&from(n, 5_000 + u16::from(n), SYN)).1, Counter::Limited);
     }

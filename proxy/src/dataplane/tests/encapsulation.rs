@@ -12,8 +12,7 @@ fn udp(source: u16, destination: u16, payload: &[u8]) -> Vec<u8> {
 /// What a far member sends us.
 fn from_far(v4: bool, inner: &[u8]) -> Vec<u8> {
     let udp = udp(0xc123, OUTER_PORT, inner);
-    let mut frame =
-        if v4 { frame4(&ipv4_of(FAR4, OWN4, 17, &udp)) } else { frame6(&ipv6(FAR6, OWN6, 17, 62, &udp)) };
+    let mut frame = if v4 { frame4(&ipv4_of(FAR4, OWN4, 17, &udp)) } else { frame6(&ipv6(FAR6, OWN6, 17, 62, &udp)) };
     frame[6..12].copy_from_slice(&ROUTER_MAC);
     frame
 }

@@ -42,9 +42,9 @@ fn lengths_that_contradict_each_other() {
         assert_eq!(fixture.counted(&malformed), (XDP_DROP, Counter::MalformedIp));
     }
     for malformed in [
-        with(&whole4, 46, 4 << 4), // TCP header of 16 octets
+        with(&whole4, 46, 4 << 4),  // TCP header of 16 octets
         with(&whole4, 46, 15 << 4), // of 60, in a packet of 40
-        with(&whole4, 17, 30),     // total length inside the TCP header
+        with(&whole4, 17, 30),      // total length inside the TCP header
         with(&whole6, 19, 10),
         with(&whole6, 66, 0),
         with(&whole6, 66, 6 << 4),

@@ -25,10 +25,8 @@ fn the_owner_answers_arp() {
     assert_eq!(fixture.run(&request), TestVerdict { action: XDP_TX, packet: reply.clone() });
     let in_vlan = fixture.run(&tagged(&request, 0x8100, 7));
     assert_eq!(in_vlan, TestVerdict { action: XDP_TX, packet: tagged(&reply, 0x8100, 7) });
-    for (target, expected) in [
-        (OTHER_VIP4, (XDP_DROP, Counter::NeighbourIgnored)),
-        (OWN4, (XDP_PASS, Counter::Passed)),
-    ] {
+    for (target, expected) in [(OTHER_VIP4, (XDP_DROP, Counter::NeighbourIgnored)), (OWN4, (XDP_PASS, Counter::Passed))]
+    {
         assert_eq!(fixture.counted(&arp_request(CLIENT4, target)), expected);
     }
     assert_eq!(fixture.counted(&arp_request(VIP4, VIP4)), (XDP_DROP, Counter::NeighbourIgnored), "an announcement");

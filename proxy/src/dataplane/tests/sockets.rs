@@ -37,7 +37,13 @@ fn connect(client: IpAddr, port: u16, vip: IpAddr) -> TcpStream {
 fn a_connection_that_is_here_is_found_wherever_its_bucket_went() {
     with_sockets("a_connection_that_is_here_is_found_wherever_its_bucket_went", |mut fixture| {
         for (client, vip, port, packet, bucket) in [
-            (CLIENT4.into(), VIP4.into(), fixture.port4(SELF), packet4 as fn(u16, u16, u8) -> Vec<u8>, bucket4 as fn(u16) -> u32),
+            (
+                CLIENT4.into(),
+                VIP4.into(),
+                fixture.port4(SELF),
+                packet4 as fn(u16, u16, u8) -> Vec<u8>,
+                bucket4 as fn(u16) -> u32,
+            ),
             (CLIENT6.into(), VIP6.into(), fixture.port6(SELF), packet6, bucket6),
         ] {
             let listener = TcpListener::bind(SocketAddr::new(vip, 25)).unwrap();

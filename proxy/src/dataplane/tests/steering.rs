@@ -1,19 +1,15 @@
 //! The decision, taken by the kernel: owners, chains, hop limits, and what happens without a table or a daemon.
 
-use proxy_common::{
-    maps::NO_SLOT,
-    steer::HOPS,
-};
+use proxy_common::{maps::NO_SLOT, steer::HOPS};
 
 use super::{packets::*, *};
 
 #[test]
 fn the_hop_limit_falls_and_what_has_none_left_is_not_sent_on() {
     let Some(mut fixture) = fixture() else { return };
-    for (packet, steered_to) in [
-        (packet4(fixture.port4(NEAR), 25, ACK), NEAR),
-        (packet6(fixture.port6(NEAR_TOO), 25, ACK), NEAR_TOO),
-    ] {
+    for (packet, steered_to) in
+        [(packet4(fixture.port4(NEAR), 25, ACK), NEAR), (packet6(fixture.port6(NEAR_TOO), 25, ACK), NEAR_TOO)]
+    {
         for (hop_limit, expected) in [(255, HOPS), (64, HOPS), (HOPS + 1, HOPS), (HOPS, HOPS - 1)] {
             let mut packet = packet.clone();
             set_hop_limit(&mut packet, hop_limit);
