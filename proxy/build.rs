@@ -80,8 +80,9 @@ fn build(toolchain: &Toolchain) -> Result<(), String> {
             cargo.env_remove(&key);
         }
     }
+    let target = format!("--cfg=bpf_target_arch=\"{architecture}\"");
     let flags = [
-        &format!("--cfg=bpf_target_arch=\"{architecture}\""),
+        target.as_str(),
         // 32-bit arithmetic and jumps: Linux 5.1.
         "-Ctarget-cpu=v3",
         "-Clink-arg=--btf",

@@ -1,5 +1,6 @@
 //! The front end's configuration: read, then validated whole. Nothing starts before every key is right.
 
+mod abuse;
 mod reader;
 
 use std::{
@@ -10,8 +11,9 @@ use std::{
 
 use proxy_common::hash::SteeringKey;
 
-use crate::pki;
+use crate::{dataplane::Mode, pki};
 
+pub use abuse::Abuse;
 pub use reader::{Problem, Problems, Reader, Table};
 
 /// Where the control socket is unless the configuration says otherwise.
@@ -26,6 +28,7 @@ pub struct Config {
     pub identity: IdentityFiles,
     pub pool: Pool,
     pub steering: Steering,
+    pub abuse: Abuse,
     /// What mail clients see; without it STARTTLS and the TLS ports are not offered.
     pub tls: Option<CertificateFiles>,
     pub smtp: Smtp,
@@ -42,6 +45,8 @@ pub struct Node {
     pub state_dir: PathBuf,
     pub control_socket: PathBuf,
     pub metrics_listen: Option<SocketAddr>,
+    /// At its end the daemon takes nothing new, and what it has gets so long.
+    pub shutdown_grace: Duration,
 }
 
 /// This node's identity in the pool, issued by the pool's CA.
@@ -65,7 +70,10 @@ pub struct Pool {
 #[derive(Debug, Clone)]
 pub struct Steering {
     pub interface: String,
+    pub mode: Mode,
     pub bpffs: PathBuf,
+    /// UDP port of packets between front ends of different segments.
+    pub encapsulation_port: u16,
     /// Share of new connections relative to the other front ends.
     pub weight: u16,
 }
@@ -137,6 +145,7 @@ pub fn load(file: &Path) -> Result<Config, Problems> {
         let identity = identity(reader, root);
         let pool = pool(reader, root);
         let steering = steering(reader, root);
+        let abuse = abuse::abuse(reader, root);
         let tls = tls(reader, root);
         let smtp = smtp(reader, root);
         let imap = mailbox(reader, root, "imap", 143, 993);
@@ -149,6 +158,7 @@ pub fn load(file: &Path) -> Result<Config, Problems> {
             identity: identity?,
             pool: pool?,
             steering: steering?,
+            abuse: abuse?,
             tls,
             smtp: smtp?,
             imap,
@@ -168,8 +178,9 @@ fn node(reader: &mut Reader, root: &mut Table<'_>) -> Option<Node> {
     let state_dir = reader.or(&mut table, "state_dir", PathBuf::from(DEFAULT_STATE_DIR));
     let control_socket = reader.or(&mut table, "control_socket", PathBuf::from(DEFAULT_CONTROL_SOCKET));
     let metrics_listen = reader.optional(&mut table, "metrics_listen");
+    let shutdown_grace = reader.or(&mut table, "shutdown_grace", Duration::from_secs(10));
     reader.close(table);
-    Some(Node { name: name?, state_dir, control_socket, metrics_listen })
+    Some(Node { name: name?, state_dir, control_socket, metrics_listen, shutdown_grace })
 }
 
 /// The `[identity]` table, of front ends and back ends alike.
@@ -231,12 +242,18 @@ fn steering(reader: &mut Reader, root: &mut Table<'_>) -> Option<Steering> {
         reader.fault(&table, "interface", format!("there is no interface {name} (ip link lists them)"));
     }
     let bpffs = reader.or(&mut table, "bpffs", PathBuf::from(DEFAULT_BPFFS));
+    let mode: String = reader.or(&mut table, "mode", Mode::Auto.name().to_owned());
+    let known = [Mode::Auto, Mode::Driver, Mode::Generic].into_iter().find(|known| known.name() == mode);
+    if known.is_none() {
+        reader.fault(&table, "mode", "should be \"auto\", \"driver\" or \"generic\"");
+    }
+    let encapsulation_port = reader.or(&mut table, "encapsulation_port", 7_401_u16);
     let weight = reader.or(&mut table, "weight", 100_u16);
     if weight == 0 {
         reader.fault(&table, "weight", "should be at least 1");
     }
     reader.close(table);
-    Some(Steering { interface: interface?, bpffs, weight })
+    Some(Steering { interface: interface?, mode: known?, bpffs, encapsulation_port, weight })
 }
 
 #[allow(clippy::option_option, reason = "outer: is the table right; inner: is it there")]

@@ -24,16 +24,19 @@ use nix::time::{ClockId, clock_getres};
 use proxy_common::{
     hash::SteeringKey,
     maps::{
-        self, AddressKey, BUCKETS, Chain, Control, Counter, HALVES, Interface, MAX_MEMBERS, Member, NO_SLOT, Owner, PeerSlots,
-        SERVICE_SLOTS, SLOTS, Service, TableState, VIP_OWNED,
+        self, AddressKey, BUCKETS, Chain, Control, Counter, HALVES, Interface, MAX_MEMBERS, Member, NO_SLOT, Owner,
+        PeerSlots, SERVICE_SLOTS, SLOTS, Service, TableState, VIP_OWNED,
     },
 };
 use proxy_core::steering::{Plan, services};
 
 pub use self::attach::Mode;
+pub use self::deny::DenyMaps;
 use self::mapped::Mapped;
 
+mod abuse;
 mod attach;
+pub mod deny;
 mod mapped;
 
 static PROGRAM: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/autocluster-xdp"));

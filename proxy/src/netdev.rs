@@ -4,6 +4,8 @@
 //! owner attracts its traffic, the steering interface answers ARP for its own addresses only (`arp_ignore`), and never
 //! speaks in a VIP's name (`arp_announce`); for IPv6 Linux answers neighbour solicitations per interface anyway.
 
+mod next_hop;
+
 use std::io::ErrorKind;
 use std::net::IpAddr;
 use std::path::Path;
@@ -13,6 +15,8 @@ use futures_util::TryStreamExt;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage, AddressScope};
 use rtnetlink::packet_route::link::LinkAttribute;
 use rtnetlink::{Error as NetlinkError, Handle};
+
+pub use next_hop::next_hops;
 
 /// The interface that holds the VIPs.
 const LOOPBACK: &str = "lo";

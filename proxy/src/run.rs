@@ -13,6 +13,7 @@ use proxy_core::{
     cluster::Node,
     smtp::{Limits, ServerConfig},
 };
+use socket2::SockRef;
 use tokio::{
     net::TcpListener,
     sync::{Semaphore, watch},
@@ -25,8 +26,9 @@ use crate::{
     announce::Announcer,
     config::{self, Config},
     control::Control,
-    dataplane::{self, Dataplane, ProgramLog},
+    dataplane::{self, Dataplane, InterfaceSettings, ProgramLog},
     drivers::{
+        abuse::{self, Abuse},
         announcer,
         cluster::{Cluster, Settings, View, own_node},
         directory::{DirectoryDriver, SharedDirectory},
@@ -34,20 +36,25 @@ use crate::{
         listen::{Accepted, Listening},
         mailbox::Mailbox,
         smtp::{Smtp, TOO_MANY_SESSIONS},
-        steering::{self, SharedDataplane},
+        steering::{self, Here, Link, SharedDataplane, Steering},
+        streams,
     },
     io as sockets,
     metrics::{self, Metrics, Protocol},
-    netdev,
+    netdev::{self, Interface, MacAddress},
+    operator::Operator,
     relay::Relay,
     report::Reporter,
     scanner::Scanner,
     tls,
     transport::{Identity, Incoming, Transport},
+    weight::WeightStore,
 };
 
-/// Sessions that are carrying something at the end have this long to finish it.
-const SHUTDOWN_GRACE: Duration = Duration::from_secs(10);
+/// The other members have this long to confirm that they send nothing new any more; a fraction of a second is usual.
+const HAND_OVER: Duration = Duration::from_secs(5);
+/// What is cut off at the end has this long to close its connections.
+const LAST_WORDS: Duration = Duration::from_millis(500);
 
 /// What is bound before anything starts, so that a front end either serves everything or says what is wrong.
 struct Sockets {
@@ -73,8 +80,13 @@ struct Prepared {
     /// Who the agents are told to push to.
     front_ends: watch::Sender<Vec<SocketAddr>>,
     dataplane: SharedDataplane,
+    abuse: (Abuse, abuse::Maps),
     logger: ProgramLog,
     announcer: Announcer,
+    here: Here,
+    link: Link,
+    weight: WeightStore,
+    mac: MacAddress,
 }
 
 /// Runs a front end until `shutdown`.
@@ -99,19 +111,46 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<()> {
             return Err(error);
         }
     };
-    let Prepared { me, settings, sockets, directory, front_ends, dataplane, logger, announcer } = prepared;
+    let Prepared {
+        me,
+        settings,
+        sockets,
+        directory,
+        front_ends,
+        dataplane,
+        abuse,
+        logger,
+        announcer,
+        here,
+        link,
+        weight,
+        mac,
+    } = prepared;
 
     let Incoming { datagrams, streams } = sockets.incoming;
+    let streams = streams::divide(streams);
     let (cluster, digests) = Cluster::spawn(me, settings, sockets.transport.clone(), datagrams);
     tokio::spawn(tell_front_ends(cluster.view(), front_ends));
 
     let metrics = Arc::new(Metrics::default());
-    let listening = Listening::new(Arc::clone(&metrics), shutdown.clone());
+    let listening = Listening::new(Arc::clone(&metrics));
     let scanner = Scanner::new(config.clamd.clone());
     let relay = Relay { hostname: config.smtp.hostname.clone(), connector, deadline: config.smtp.backend_timeout };
     let shared = Shared { config: &config, acceptor, directory: directory.directory(), relay, listening: &listening };
+    let steering = steering::Settings {
+        key: config.pool.key,
+        vips: config.pool.vips.clone(),
+        services: listening_sockets(&sockets.listeners)?,
+        here,
+        link,
+    };
     serve(&shared, &scanner, sockets.listeners);
 
+    let transport = sockets.transport.clone();
+    let (steering, steered) =
+        Steering::spawn(steering, dataplane.clone(), cluster.clone(), transport, streams.steering);
+    let (abuse, deny_maps) = abuse;
+    let defence = abuse.spawn(deny_maps, sockets.transport.clone(), cluster.view(), streams.deny);
     let reporter = Reporter {
         started,
         name: config.node.name.clone(),
@@ -120,44 +159,84 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<()> {
         directory: directory.directory(),
         scanner: scanner.clone(),
         dataplane: dataplane.clone(),
+        steering: steering.snapshot(),
+        abuse: abuse.clone(),
+        weight: weight.clone(),
         metrics: Arc::clone(&metrics),
+    };
+    let operator = Operator {
+        reporter,
+        cluster: cluster.clone(),
+        steering: steering.clone(),
+        dataplane: dataplane.clone(),
+        abuse: abuse.clone(),
+        weight,
+        key: config.pool.key,
+        mac,
     };
     let stats = (sockets.transport.stats(), cluster.stats());
     let background = [
-        tokio::spawn(steering::run(dataplane.clone(), cluster.view(), config.pool.vips.clone())),
         tokio::spawn(announcer::run(announcer, cluster.view())),
         tokio::spawn(async move {
             if let Err(error) = steering::run_log(logger).await {
                 warn!(%error, "the XDP program's exceptions are not logged");
             }
         }),
-        tokio::spawn(Arc::clone(&directory).run(streams)),
+        tokio::spawn(Arc::clone(&directory).run(streams.directory)),
         tokio::spawn(gossip::run(cluster.clone(), directory.directory(), digests)),
-        tokio::spawn(sockets.control.run(move |request| reporter.clone().answer(request))),
+        tokio::spawn(sockets.control.run(move |request| operator.clone().answer(request))),
     ];
     if let Some(listener) = sockets.metrics {
-        let collector = crate::report::collector(dataplane.clone(), stats, directory.directory());
+        let collector = crate::report::collector(
+            dataplane.clone(),
+            (steering.snapshot(), abuse.clone()),
+            stats,
+            directory.directory(),
+        );
         tokio::spawn(metrics::serve(listener, metrics::registry(&metrics, vec![collector])));
     }
     info!(node = config.node.name, vips = ?config.pool.vips, "serving");
 
     shutdown.cancelled().await;
-    leave(&cluster, &listening, &directory).await;
-    background.iter().for_each(tokio::task::JoinHandle::abort);
+    finish(&steering, &listening, config.node.shutdown_grace).await;
+    cluster.leave().await;
+    // The program must answer for nothing any more before anybody else does.
+    if steered.await.is_err() {
+        warn!("the steering driver was lost");
+    }
+    if let Err(error) = directory.store_now().await {
+        warn!(error = format!("{error:#}"), "failed to store the directory");
+    }
+    if let Err(error) = abuse.store_now().await {
+        warn!(error = format!("{error:#}"), "failed to store the deny list");
+    }
+    background.iter().chain(&defence).for_each(tokio::task::JoinHandle::abort);
     sockets.transport.shutdown().await;
     Ok(())
 }
 
+/// The listening sockets again, for what is set on them while they listen.
+fn listening_sockets(listeners: &[Bound]) -> Result<Vec<(SocketAddr, socket2::Socket)>> {
+    let again = |bound: &Bound| {
+        let socket = SockRef::from(&bound.listener).try_clone()?;
+        Ok::<_, std::io::Error>((bound.listener.local_addr()?, socket))
+    };
+    listeners.iter().map(again).collect::<Result<_, _>>().context("failed to share the listening sockets")
+}
+
 /// First the others must stop sending us new connections; then ours may end.
-async fn leave(cluster: &Cluster, listening: &Listening, directory: &DirectoryDriver) {
-    info!("leaving the pool");
-    cluster.leave().await;
+async fn finish(steering: &Steering, listening: &Listening, grace: Duration) {
+    info!("ending: new connections go to the other front ends");
+    let end = tokio::time::Instant::now() + grace;
+    steering.stop(grace.min(HAND_OVER)).await;
+    listening.shutdown.cancel();
     listening.tasks.close();
-    if tokio::time::timeout(SHUTDOWN_GRACE, listening.tasks.wait()).await.is_err() {
-        warn!("sessions were cut off at the end of the grace period");
+    if tokio::time::timeout_at(end, listening.tasks.wait()).await.is_err() {
+        warn!(sessions = listening.tasks.len(), "sessions are cut off at the end of the grace period");
     }
-    if let Err(error) = directory.store_now().await {
-        warn!(error = format!("{error:#}"), "failed to store the directory");
+    listening.ending.cancel();
+    if tokio::time::timeout(LAST_WORDS, listening.tasks.wait()).await.is_err() {
+        info!(sessions = listening.tasks.len(), "sessions did not end");
     }
 }
 
@@ -197,7 +276,10 @@ fn acceptor(config: &Config) -> Result<Option<TlsAcceptor>> {
 /// Binds and opens what serving needs. The XDP program is attached last: from then on packets are steered.
 async fn prepare(config: &Config, identity: &Identity, with_tls: bool) -> Result<Prepared> {
     let interface = netdev::interface(&config.steering.interface).await.context("steering.interface")?;
-    let me = own_node(identity.own(), config.pool.listen, interface.mac, config.steering.weight)?;
+    let weight = WeightStore::new(&config.node.state_dir, config.steering.weight);
+    let here = Here { address: config.pool.listen.ip(), networks: interface.addresses.clone() };
+    let me = own_node(identity.own(), config.pool.listen, interface.mac, weight.load().weight)?;
+    let me = Node { on_vip_segment: config.pool.vips.iter().any(|vip| here.is_near(*vip)), ..me };
     let sockets = bind(config, identity, with_tls)?;
     let announcer = Announcer::open(interface.index, interface.mac)?;
     // Only the owner of a VIP answers for it, and that is the XDP program's business, not the kernel's.
@@ -205,29 +287,53 @@ async fn prepare(config: &Config, identity: &Identity, with_tls: bool) -> Result
     let (front_ends, front_ends_seen) = watch::channel(vec![config.pool.listen]);
     let directory = DirectoryDriver::open(&config.node.state_dir, front_ends_seen).context("node.state_dir")?;
     let settings = Settings::new(config.pool.seeds.clone(), config.pool.vips.clone())?;
-    let (dataplane, logger) = prepare_dataplane(config, interface.mac, with_tls)?;
+    let (dataplane, logger) = prepare_dataplane(config, &interface, with_tls)?;
     let dataplane = SharedDataplane::new(dataplane);
-    Ok(Prepared { me, settings, sockets, directory, front_ends, dataplane, logger, announcer })
+    let abuse = Abuse::open(&config.node.name, &config.node.state_dir, config.abuse, dataplane.clone())?;
+    let link =
+        Link { index: interface.index, mtu: interface.mtu, encapsulation_port: config.steering.encapsulation_port };
+    let mac = interface.mac;
+    Ok(Prepared {
+        me,
+        settings,
+        sockets,
+        directory,
+        front_ends,
+        dataplane,
+        abuse,
+        logger,
+        announcer,
+        here,
+        link,
+        weight,
+        mac,
+    })
 }
 
-fn prepare_dataplane(config: &Config, mac: [u8; 6], with_tls: bool) -> Result<(Dataplane, ProgramLog)> {
-    let settings = dataplane_settings(config, mac);
+fn prepare_dataplane(config: &Config, interface: &Interface, with_tls: bool) -> Result<(Dataplane, ProgramLog)> {
+    let interface = InterfaceSettings {
+        name: interface.name.clone(),
+        mac: interface.mac,
+        mtu: u16::try_from(interface.mtu).unwrap_or(u16::MAX),
+    };
+    let settings = dataplane::Settings { interfaces: vec![interface], ..dataplane_settings(config) };
     let mut dataplane = Dataplane::open(&settings)?;
     // Whatever an earlier daemon owned may be another's by now.
     let unowned = config.pool.vips.iter().map(|vip| (*vip, false));
     dataplane.set_vips(unowned).context("failed to declare the virtual addresses")?;
     dataplane.set_services(services(config, with_tls)).context("failed to declare the services")?;
     let logger = dataplane.logger()?;
-    dataplane.attach(&settings)?;
+    dataplane.attach()?;
     Ok((dataplane, logger))
 }
 
-/// What the dataplane needs of the configuration.
+/// What the dataplane needs of the configuration; the interfaces are not looked at.
 #[must_use]
-pub fn dataplane_settings(config: &Config, mac: [u8; 6]) -> dataplane::Settings {
+pub fn dataplane_settings(config: &Config) -> dataplane::Settings {
     dataplane::Settings {
-        interface: config.steering.interface.clone(),
-        mac,
+        node: config.node.name.clone(),
+        interfaces: vec![],
+        mode: config.steering.mode,
         bpffs: config.steering.bpffs.clone(),
         key: config.pool.key,
     }
@@ -351,6 +457,7 @@ fn mailbox(shared: &Shared<'_>, protocol: Protocol, config: &config::Mailbox) ->
         shutdown: shared.listening.shutdown.clone(),
         login_timeout: config.login_timeout,
         idle_timeout: config.idle_timeout,
+        ending: shared.listening.ending.clone(),
     }
 }
 

@@ -6,9 +6,11 @@
 //! connections ([`Holdings`]). [`Machine`] makes a [`Plan`] of both.
 
 mod chains;
+pub mod drain;
 mod holdings;
 mod machine;
 mod permutation;
+pub mod services;
 #[cfg(test)]
 mod simulation;
 mod table;

@@ -55,9 +55,21 @@ impl View {
         Self { version, settled, me: machine.me().name.clone(), members, owners }
     }
 
-    /// The VIPs that this node is to announce.
+    /// The VIPs that this node is to answer for and announce: none before it serves.
     pub fn own_vips(&self) -> impl Iterator<Item = IpAddr> {
-        self.owners.iter().filter(|(_, owner)| **owner == self.me).map(|(vip, _)| *vip)
+        let serves = self.own_state() != NodeState::Joining;
+        self.owners.iter().filter(move |(_, owner)| serves && **owner == self.me).map(|(vip, _)| *vip)
+    }
+
+    /// What the others take this node for.
+    #[must_use]
+    pub fn own_state(&self) -> NodeState {
+        self.members.iter().find(|node| node.name == self.me).map_or(NodeState::Joining, |node| node.state)
+    }
+
+    /// All members but this one.
+    pub fn others(&self) -> impl Iterator<Item = &Node> {
+        self.members.iter().filter(|node| node.name != self.me)
     }
 }
 
@@ -85,6 +97,7 @@ impl Settings {
 }
 
 /// Describes this node to the pool: its name is the one its certificate proves, its generation the time of its start.
+/// It joins at first; whoever sets its state says when it serves.
 ///
 /// # Errors
 /// When the identity is not a front end's, others can't reach the address, or the clock stands before 1970.

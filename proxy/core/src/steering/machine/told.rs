@@ -44,8 +44,7 @@ impl Told {
             view.members.iter().any(|member| member.name == key.0 && member.generation == key.1)
         };
         self.0.retain(|key, entry| {
-            within(view, key)
-                || now < entry.received + STRANGERS_KEPT && !older.is_some_and(|older| within(older, key))
+            within(view, key) || now < entry.received + STRANGERS_KEPT && !older.is_some_and(|older| within(older, key))
         });
     }
 

@@ -110,7 +110,8 @@ fn shares_are_within_3_percent_up_to_16_members_and_within_5_with_64() {
 
 #[test]
 fn weighted_shares_are_as_even() {
-    for (n, weights) in (0..).zip([[100, 200, 300, 400], [50, 100, 100, 100], [10, 1000, 1000, 1000], [255, 1, 1, 257]]) {
+    for (n, weights) in (0..).zip([[100, 200, 300, 400], [50, 100, 100, 100], [10, 1000, 1000, 1000], [255, 1, 1, 257]])
+    {
         let mut members = pool(&format!("weighted{n}-"), 4);
         members.iter_mut().zip(weights).for_each(|(member, weight)| member.weight = weight);
         let total: u16 = weights.iter().sum();
