@@ -199,12 +199,18 @@ impl Dataplane {
         Ok(&mut self.programs.first_mut().context("no program is loaded")?.ebpf)
     }
 
-    /// Puts a plan in force: writes the half that is not read, then switches to it by one store. `members` are those of
-    /// the plan's slots.
+    /// Puts a plan in force. `members` are those of the plan's slots.
     ///
     /// # Errors
     /// A map update was refused, or the plan contradicts itself.
     pub fn apply(&mut self, plan: &Plan, members: &[Member]) -> Result<()> {
+        self.apply_table(plan, members)?;
+        // Where another version's program steered until now.
+        self.attach_where(|_, _| true)
+    }
+
+    /// Writes the half that is not read, then switches to it by one store.
+    fn apply_table(&mut self, plan: &Plan, members: &[Member]) -> Result<()> {
         ensure!(members.len() == plan.members.len(), "{} members for {} slots", members.len(), plan.members.len());
         ensure!(members.len() <= MAX_MEMBERS as usize, "{} members are too many", members.len());
         let buckets = BUCKETS as usize;
@@ -221,8 +227,7 @@ impl Dataplane {
         // The half must be complete before any CPU can see that it is in force.
         fence(Ordering::Release);
         self.control.set_table(TableState::new(u32::from(half == 1), plan.own_slot, plan.settling).0);
-        // Where another version's program steered until now.
-        self.attach_where(|_, _| true)
+        Ok(())
     }
 
     /// Declares who the other members are, by what their packets come from. A slot of the half in force stays known until the

@@ -52,7 +52,7 @@ impl Dataplane {
 }
 
 /// The coarse clock moves by one jiffy.
-fn jiffies_per_second() -> NonZeroU32 {
+pub(super) fn jiffies_per_second() -> NonZeroU32 {
     let jiffy = clock_getres(ClockId::CLOCK_MONOTONIC_COARSE).map_or(Duration::from_millis(4), Duration::from);
     let rate = Duration::from_secs(1).as_nanos() / jiffy.as_nanos().max(1);
     u32::try_from(rate).ok().and_then(NonZeroU32::new).unwrap_or(NonZeroU32::MIN)

@@ -184,9 +184,10 @@ impl Mapped<u64> {
 mod tests {
     use std::collections::BTreeSet;
     use std::net::Ipv4Addr;
-    use std::time::{Duration, Instant};
+    use std::time::Duration;
 
     use aya::maps::{Array, IterableMap};
+    use nix::time::{ClockId, clock_gettime};
     use proxy_common::maps::{MMAPABLE, NO_PREALLOC};
 
     use super::*;
@@ -286,6 +287,11 @@ mod tests {
         assert_eq!(kernel.maps.flags(), DENY_ANY);
     }
 
+    /// Time that this thread was computing: a machine with more to do is not our fault.
+    fn computing() -> Duration {
+        clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).unwrap().into()
+    }
+
     #[test]
     fn a_hundred_thousand_prefixes_take_less_than_a_second() {
         let Some(mut kernel) = Kernel::new(MAX_DENIED) else { return };
@@ -293,11 +299,11 @@ mod tests {
         let prefixes: BTreeSet<Prefix> = (0..100_000).map(host).collect();
         let (denied, allowed): (Vec<_>, Vec<_>) =
             prefixes.iter().map(|prefix| (Change::Deny(*prefix), Change::Allow(*prefix))).unzip();
-        let begun = Instant::now();
+        let begun = computing();
         kernel.maps.apply(&denied).unwrap();
-        let deny_time = begun.elapsed();
+        let deny_time = computing() - begun;
         kernel.maps.apply(&allowed).unwrap();
-        let allow_time = begun.elapsed() - deny_time;
+        let allow_time = computing() - begun - deny_time;
         println!("{} prefixes denied in {deny_time:?}, allowed in {allow_time:?}", prefixes.len());
         assert!(deny_time < Duration::from_secs(1) && allow_time < Duration::from_secs(1));
         assert_eq!(kernel.maps.flags(), 0);
