@@ -140,7 +140,7 @@ pub fn autocluster(ctx: XdpContext) -> u32 {
     verdict.action()
 }
 
-#[inline(never)]
+#[inline(always)]
 fn decide(handle: Handle) -> u64 {
     let ctx = handle.open();
     Verdict::word(maps::ControlRef::open().ok_or(Error::NoTable).and_then(|control| steer::frame(&ctx, control)))
