@@ -159,15 +159,39 @@ fn remember_at(handle: Handle, tagged: bool, v6: bool, id: u32, value: u32) {
     let _unremembered = FRAGMENTS.insert(key, value, 0);
 }
 
-/// Sends a later fragment after its first one.
-#[inline(always)]
-pub fn follow(ctx: &XdpContext, place: Place, v6: bool, id: u32, came_with: u8) -> Result<Verdict, Error> {
-    Verdict::returned(follow_at(Handle::of(ctx), place.l3 != ETHERNET, v6, id, came_with))
+/// What is known of a later fragment.
+#[derive(Clone, Copy)]
+pub struct Later {
+    pub tagged: bool,
+    pub v6: bool,
+    pub id: u32,
+    /// The hop limit that it came with.
+    pub came_with: u8,
 }
 
+impl Later {
+    #[inline(always)]
+    pub fn pack(self) -> u64 {
+        let flags = u64::from(self.tagged) << 40 | u64::from(self.v6) << 41;
+        flags | u64::from(self.came_with) << 32 | u64::from(self.id)
+    }
+
+    #[inline(always)]
+    fn unpack(word: u64) -> Self {
+        Self {
+            tagged: word >> 40 & 1 != 0,
+            v6: word >> 41 & 1 != 0,
+            id: word as u32,
+            came_with: (word >> 32) as u8,
+        }
+    }
+}
+
+/// Sends a later fragment, of which [`Later::pack`] gave the word, after its first one.
 #[inline(never)]
-fn follow_at(handle: Handle, tagged: bool, v6: bool, id: u32, came_with: u8) -> u64 {
-    Verdict::word(follow_from(&handle.open(), l3(tagged), v6, id, came_with))
+pub fn follow(handle: Handle, word: u64) -> u64 {
+    let what = Later::unpack(word);
+    Verdict::word(follow_from(&handle.open(), l3(what.tagged), what))
 }
 
 #[inline(always)]
@@ -188,7 +212,8 @@ fn key(ctx: &XdpContext, l3: usize, v6: bool, id: u32) -> Result<FragmentKey, Er
 }
 
 #[inline(always)]
-fn follow_from(ctx: &XdpContext, l3: usize, v6: bool, id: u32, came_with: u8) -> Result<Verdict, Error> {
+fn follow_from(ctx: &XdpContext, l3: usize, what: Later) -> Result<Verdict, Error> {
+    let Later { v6, id, came_with, .. } = what;
     let key = key(ctx, l3, v6, id)?;
     // SAFETY: the value is copied.
     let Some(value) = unsafe { FRAGMENTS.get(&key) }.copied() else {

@@ -33,7 +33,7 @@ use aya_ebpf::{
 use aya_log_ebpf::warn;
 use proxy_common::maps::Counter;
 
-use crate::{error::Error, too_big::TooBig};
+use crate::{error::Error, fragment::Later, too_big::TooBig};
 
 /// What becomes of a packet: action and counter in one word, since a BPF function returns no more.
 #[derive(Clone, Copy)]
@@ -45,6 +45,8 @@ impl Verdict {
     /// It does not fit: its sender is to be told. With [`TooBig::pack`]'s word.
     const TOO_BIG: u64 = 1 << 62;
     const TOO_BIG_SHIFT: u64 = 40;
+    /// A later fragment, which is to follow its first one. With [`Later::pack`]'s word.
+    const FOLLOW: u64 = 1 << 61;
 
     #[inline(always)]
     fn new(action: u32, counter: Counter) -> Self {
@@ -77,6 +79,11 @@ impl Verdict {
     #[inline(always)]
     pub fn too_big(what: TooBig) -> Self {
         Self(Self::drop(Counter::TooBig).0 | Self::TOO_BIG | what.pack() << Self::TOO_BIG_SHIFT)
+    }
+
+    #[inline(always)]
+    pub fn follow(what: Later) -> Self {
+        Self(Self::FOLLOW | what.pack())
     }
 
     #[inline(always)]
@@ -130,6 +137,9 @@ impl Handle {
 pub fn autocluster(ctx: XdpContext) -> u32 {
     let mut verdict = Verdict(decide(Handle::of(&ctx)));
     // Here, and not where it is found out: the functions of one chain of calls share 512 octets of stack.
+    if verdict.0 & Verdict::FOLLOW != 0 {
+        verdict = Verdict(fragment::follow(Handle::of(&ctx), verdict.0));
+    }
     if verdict.0 & Verdict::TOO_BIG != 0 {
         verdict = Verdict(too_big::tell(Handle::of(&ctx), verdict.0 >> Verdict::TOO_BIG_SHIFT & 0xf));
     }

@@ -11,7 +11,8 @@ use crate::{
     error::Error,
     flow::{Flow, Place, V4, V6, bytes, key_v4},
     forward::{self, Forward},
-    fragment, icmp,
+    fragment::{self, Later},
+    icmp,
     maps::{CHAINS, ControlRef, OWNERS, PEERS, SERVICES, SUCCESSORS, VIPS, interface},
     neighbour,
     outer::{self, Content},
@@ -72,7 +73,9 @@ fn ipv4(ctx: &XdpContext, control: ControlRef, l3: usize, sender: PeerSlots) -> 
                 if !is_vip(&key_v4(ip.destination)) {
                     return Ok(Verdict::pass(Counter::Passed));
                 }
-                return fragment::follow(ctx, place, false, u32::from(ip.id), ip.ttl);
+                let id = u32::from(ip.id);
+                let later = Later { tagged: l3 != ETHERNET, v6: false, id, came_with: ip.ttl };
+                return Ok(Verdict::follow(later));
             }
             let tcp = read::<Tcp>(ctx, place.l4)?;
             let flow = V4 { source: ip.source, destination: ip.destination, ports: tcp.ports };
@@ -119,7 +122,8 @@ fn ipv6(
         place.l4 += walk.length();
         next = walk.next_header();
         if matches!(walk.part(), fragment::Part::Later) {
-            return fragment::follow(ctx, place, true, walk.id(), ip.hop_limit);
+            let later = Later { tagged: l3 != ETHERNET, v6: true, id: walk.id(), came_with: ip.hop_limit };
+            return Ok(Verdict::follow(later));
         }
     }
     let (flow, flags) = match next {

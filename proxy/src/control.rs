@@ -226,10 +226,12 @@ pub fn ask(path: &Path, request: &Request) -> Result<Response> {
     stream.write_all(&text).context("failed to send the request")?;
     let mut line = String::new();
     BufReader::new(stream).read_line(&mut line).context("the daemon did not answer in time")?;
-    match serde_json::from_str(&line).context("the daemon's answer is not understood: is it of another version?")? {
-        Response::Error(error) => bail!(error),
-        response => Ok(response),
+    let response =
+        serde_json::from_str(&line).context("the daemon's answer is not understood: is it of another version?")?;
+    if let Response::Error(error) = response {
+        bail!(error);
     }
+    Ok(response)
 }
 
 fn explain_connect(path: &Path, error: &io::Error) -> anyhow::Error {

@@ -36,6 +36,8 @@ use self::mapped::Mapped;
 
 mod abuse;
 mod attach;
+#[cfg(feature = "bench")]
+pub mod bench;
 pub mod deny;
 mod mapped;
 

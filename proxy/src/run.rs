@@ -1,10 +1,12 @@
 //! `autocluster run`: a front end, from its configuration to its end.
 
+mod front_end;
+
 use std::{
     io::ErrorKind,
     net::{IpAddr, SocketAddr},
     sync::Arc,
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use anyhow::{Context, Result, anyhow, ensure};
@@ -29,32 +31,23 @@ use crate::{
     dataplane::{self, Dataplane, InterfaceSettings, ProgramLog},
     drivers::{
         abuse::{self, Abuse},
-        announcer,
-        cluster::{Cluster, Settings, View, own_node},
+        cluster::{Settings, own_node},
         directory::{DirectoryDriver, SharedDirectory},
-        gossip,
         listen::{Accepted, Listening},
         mailbox::Mailbox,
         smtp::{Smtp, TOO_MANY_SESSIONS},
-        steering::{self, Here, Link, SharedDataplane, Steering},
-        streams,
+        steering::{self, Here, Link, SharedDataplane},
     },
     io as sockets,
-    metrics::{self, Metrics, Protocol},
-    netdev::{self, Interface, MacAddress},
-    operator::Operator,
+    metrics::Protocol,
+    netdev::{self, Interface},
     relay::Relay,
-    report::Reporter,
     scanner::Scanner,
     tls,
     transport::{Identity, Incoming, Transport},
     weight::WeightStore,
 };
-
-/// The other members have this long to confirm that they send nothing new any more; a fraction of a second is usual.
-const HAND_OVER: Duration = Duration::from_secs(5);
-/// What is cut off at the end has this long to close its connections.
-const LAST_WORDS: Duration = Duration::from_millis(500);
+use front_end::FrontEnd;
 
 /// What is bound before anything starts, so that a front end either serves everything or says what is wrong.
 struct Sockets {
@@ -83,10 +76,8 @@ struct Prepared {
     abuse: (Abuse, abuse::Maps),
     logger: ProgramLog,
     announcer: Announcer,
-    here: Here,
-    link: Link,
+    steering: steering::Settings,
     weight: WeightStore,
-    mac: MacAddress,
 }
 
 /// Runs a front end until `shutdown`.
@@ -111,107 +102,10 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<()> {
             return Err(error);
         }
     };
-    let Prepared {
-        me,
-        settings,
-        sockets,
-        directory,
-        front_ends,
-        dataplane,
-        abuse,
-        logger,
-        announcer,
-        here,
-        link,
-        weight,
-        mac,
-    } = prepared;
-
-    let Incoming { datagrams, streams } = sockets.incoming;
-    let streams = streams::divide(streams);
-    let (cluster, digests) = Cluster::spawn(me, settings, sockets.transport.clone(), datagrams);
-    tokio::spawn(tell_front_ends(cluster.view(), front_ends));
-
-    let metrics = Arc::new(Metrics::default());
-    let listening = Listening::new(Arc::clone(&metrics));
-    let scanner = Scanner::new(config.clamd.clone());
-    let relay = Relay { hostname: config.smtp.hostname.clone(), connector, deadline: config.smtp.backend_timeout };
-    let shared = Shared { config: &config, acceptor, directory: directory.directory(), relay, listening: &listening };
-    let steering = steering::Settings {
-        key: config.pool.key,
-        vips: config.pool.vips.clone(),
-        services: listening_sockets(&sockets.listeners)?,
-        here,
-        link,
-    };
-    serve(&shared, &scanner, sockets.listeners);
-
-    let transport = sockets.transport.clone();
-    let (steering, steered) =
-        Steering::spawn(steering, dataplane.clone(), cluster.clone(), transport, streams.steering);
-    let (abuse, deny_maps) = abuse;
-    let defence = abuse.spawn(deny_maps, sockets.transport.clone(), cluster.view(), streams.deny);
-    let reporter = Reporter {
-        started,
-        name: config.node.name.clone(),
-        interface: config.steering.interface.clone(),
-        view: cluster.view(),
-        directory: directory.directory(),
-        scanner: scanner.clone(),
-        dataplane: dataplane.clone(),
-        steering: steering.snapshot(),
-        abuse: abuse.clone(),
-        weight: weight.clone(),
-        metrics: Arc::clone(&metrics),
-    };
-    let operator = Operator {
-        reporter,
-        cluster: cluster.clone(),
-        steering: steering.clone(),
-        dataplane: dataplane.clone(),
-        abuse: abuse.clone(),
-        weight,
-        key: config.pool.key,
-        mac,
-    };
-    let stats = (sockets.transport.stats(), cluster.stats());
-    let background = [
-        tokio::spawn(announcer::run(announcer, cluster.view())),
-        tokio::spawn(async move {
-            if let Err(error) = steering::run_log(logger).await {
-                warn!(%error, "the XDP program's exceptions are not logged");
-            }
-        }),
-        tokio::spawn(Arc::clone(&directory).run(streams.directory)),
-        tokio::spawn(gossip::run(cluster.clone(), directory.directory(), digests)),
-        tokio::spawn(sockets.control.run(move |request| operator.clone().answer(request))),
-    ];
-    if let Some(listener) = sockets.metrics {
-        let collector = crate::report::collector(
-            dataplane.clone(),
-            (steering.snapshot(), abuse.clone()),
-            stats,
-            directory.directory(),
-        );
-        tokio::spawn(metrics::serve(listener, metrics::registry(&metrics, vec![collector])));
-    }
+    let front_end = FrontEnd::start(&config, prepared, acceptor, connector, started);
     info!(node = config.node.name, vips = ?config.pool.vips, "serving");
-
     shutdown.cancelled().await;
-    finish(&steering, &listening, config.node.shutdown_grace).await;
-    cluster.leave().await;
-    // The program must answer for nothing any more before anybody else does.
-    if steered.await.is_err() {
-        warn!("the steering driver was lost");
-    }
-    if let Err(error) = directory.store_now().await {
-        warn!(error = format!("{error:#}"), "failed to store the directory");
-    }
-    if let Err(error) = abuse.store_now().await {
-        warn!(error = format!("{error:#}"), "failed to store the deny list");
-    }
-    background.iter().chain(&defence).for_each(tokio::task::JoinHandle::abort);
-    sockets.transport.shutdown().await;
+    front_end.end(config.node.shutdown_grace).await;
     Ok(())
 }
 
@@ -222,22 +116,6 @@ fn listening_sockets(listeners: &[Bound]) -> Result<Vec<(SocketAddr, socket2::So
         Ok::<_, std::io::Error>((bound.listener.local_addr()?, socket))
     };
     listeners.iter().map(again).collect::<Result<_, _>>().context("failed to share the listening sockets")
-}
-
-/// First the others must stop sending us new connections; then ours may end.
-async fn finish(steering: &Steering, listening: &Listening, grace: Duration) {
-    info!("ending: new connections go to the other front ends");
-    let end = tokio::time::Instant::now() + grace;
-    steering.stop(grace.min(HAND_OVER)).await;
-    listening.shutdown.cancel();
-    listening.tasks.close();
-    if tokio::time::timeout_at(end, listening.tasks.wait()).await.is_err() {
-        warn!(sessions = listening.tasks.len(), "sessions are cut off at the end of the grace period");
-    }
-    listening.ending.cancel();
-    if tokio::time::timeout(LAST_WORDS, listening.tasks.wait()).await.is_err() {
-        info!(sessions = listening.tasks.len(), "sessions did not end");
-    }
 }
 
 /// Every session takes up to two sockets; the soft limit that most systems start us with is far below.
@@ -292,22 +170,9 @@ async fn prepare(config: &Config, identity: &Identity, with_tls: bool) -> Result
     let abuse = Abuse::open(&config.node.name, &config.node.state_dir, config.abuse, dataplane.clone())?;
     let link =
         Link { index: interface.index, mtu: interface.mtu, encapsulation_port: config.steering.encapsulation_port };
-    let mac = interface.mac;
-    Ok(Prepared {
-        me,
-        settings,
-        sockets,
-        directory,
-        front_ends,
-        dataplane,
-        abuse,
-        logger,
-        announcer,
-        here,
-        link,
-        weight,
-        mac,
-    })
+    let services = listening_sockets(&sockets.listeners)?;
+    let steering = steering::Settings { key: config.pool.key, vips: config.pool.vips.clone(), services, here, link };
+    Ok(Prepared { me, settings, sockets, directory, front_ends, dataplane, abuse, logger, announcer, steering, weight })
 }
 
 fn prepare_dataplane(config: &Config, interface: &Interface, with_tls: bool) -> Result<(Dataplane, ProgramLog)> {
@@ -458,15 +323,5 @@ fn mailbox(shared: &Shared<'_>, protocol: Protocol, config: &config::Mailbox) ->
         login_timeout: config.login_timeout,
         idle_timeout: config.idle_timeout,
         ending: shared.listening.ending.clone(),
-    }
-}
-
-/// Keeps the agents told of the live front ends.
-async fn tell_front_ends(mut views: watch::Receiver<Arc<View>>, addresses: watch::Sender<Vec<SocketAddr>>) {
-    loop {
-        let live = views.borrow_and_update().members.iter().map(|member| member.address).collect();
-        if addresses.send(live).is_err() || views.changed().await.is_err() {
-            return;
-        }
     }
 }

@@ -42,10 +42,10 @@ pub fn run(args: &DrainArgs, out: &mut impl Write) -> Result<()> {
 const UNTOLD: &str = "failed to write to standard output";
 
 fn ask(args: &DrainArgs, request: &Request) -> Result<DrainStatus> {
-    match control::ask(&args.daemon.socket, request)? {
-        Response::Drain(status) => Ok(status),
-        _ => bail!("the daemon answered something else: is it of another version?"),
-    }
+    let Response::Drain(status) = control::ask(&args.daemon.socket, request)? else {
+        bail!("the daemon answered something else: is it of another version?");
+    };
+    Ok(status)
 }
 
 /// Shows the drain until it is over. `live`: each line in the place of the last one.

@@ -33,16 +33,16 @@ pub fn watch(args: &StatusArgs, out: &mut impl Write) -> Result<()> {
         } else {
             with_rates(&now, &now.since(&before), at - asked)
         };
-        write!(out, "{clear}{text}\n").and_then(|()| out.flush()).context("failed to write to standard output")?;
+        writeln!(out, "{clear}{text}").and_then(|()| out.flush()).context("failed to write to standard output")?;
         (before, asked) = (now, at);
     }
 }
 
 fn ask(args: &StatusArgs) -> Result<SteerStats> {
-    match control::ask(&args.daemon.socket, &Request::Steer(SteerRequest::Stats))? {
-        Response::SteerStats(stats) => Ok(stats),
-        _ => bail!("the daemon answered something else: is it of another version?"),
-    }
+    let Response::SteerStats(stats) = control::ask(&args.daemon.socket, &Request::Steer(SteerRequest::Stats))? else {
+        bail!("the daemon answered something else: is it of another version?");
+    };
+    Ok(stats)
 }
 
 fn with_rates(now: &SteerStats, moved: &SteerStats, time: Duration) -> String {

@@ -13,14 +13,17 @@ mod sockets;
 mod steering;
 mod takeover;
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::{
+    mem::ManuallyDrop,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    sync::{Mutex, PoisonError},
+};
 
 use proxy_common::{
     hash::{hash_v4, hash_v6, v6_words},
     maps::{BUCKET_BITS, MEMBER_BY_V4, MEMBER_BY_V6, MEMBER_PRESENT},
 };
 
-use self::packets::{ACK, SYN, packet4, packet6};
 use super::*;
 
 const XDP_ABORTED: u32 = 0;
@@ -69,10 +72,12 @@ impl Drop for BpfFs {
     }
 }
 
+/// Loaded programs. The kernel takes a second to verify one, so tests hand it on to the next.
+static LOADED: Mutex<Vec<Dataplane>> = Mutex::new(vec![]);
+
 struct Fixture {
-    dataplane: Dataplane,
+    dataplane: ManuallyDrop<Dataplane>,
     plan: Plan,
-    bpffs: BpfFs,
 }
 
 fn near_mac(slot: u8) -> [u8; 6] {
@@ -132,11 +137,32 @@ fn fixture() -> Option<Fixture> {
         println!("skipped: {reason}");
         return None;
     }
-    let bpffs = BpfFs::mount();
-    let mut dataplane = Dataplane::load(bpffs.0.path(), &settings(bpffs.0.path())).unwrap();
+    let idle = LOADED.lock().unwrap_or_else(PoisonError::into_inner).pop();
+    let mut dataplane = idle.unwrap_or_else(|| {
+        // Its maps live on without their names.
+        let bpffs = BpfFs::mount();
+        Dataplane::load(bpffs.0.path(), &settings(bpffs.0.path())).unwrap()
+    });
+    forget(&mut dataplane);
+    Some(begin(dataplane))
+}
+
+/// Declares what all tests have in common.
+fn begin(mut dataplane: Dataplane) -> Fixture {
     dataplane.set_vips([(VIP4.into(), true), (OTHER_VIP4.into(), false), (VIP6.into(), true)]).unwrap();
     dataplane.set_services([(VIP4.into(), 25), (OTHER_VIP4.into(), 25), (VIP6.into(), 25)]).unwrap();
-    dataplane.set_network(&Network {
+    dataplane.set_network(&network());
+    let plan = plan();
+    // Twice, so that both halves and what is known of the peers are this test's.
+    for _half in 0..2 {
+        dataplane.apply_table(&plan, &members()).unwrap();
+    }
+    dataplane.keep_alive(Duration::from_secs(600)).unwrap();
+    Fixture { dataplane: ManuallyDrop::new(dataplane), plan }
+}
+
+fn network() -> Network {
+    Network {
         address_v4: Some(OWN4.octets()),
         address_v6: Some(OWN6.octets()),
         encapsulation_port: OUTER_PORT,
@@ -145,11 +171,37 @@ fn fixture() -> Option<Fixture> {
         gateway_v6: ROUTER_MAC,
         on_link_v4: [[10, 77, 0, 0], [255, 255, 255, 0]],
         on_link_v6: [[0xfd, 0x77, 0, 0, 0, 0, 0, 0], [0xff; 8]],
+    }
+}
+
+/// Takes away what an earlier test left in the maps.
+fn forget(dataplane: &mut Dataplane) {
+    dataplane.control.update(|control| {
+        (control.flags, control.new_connection_limit) = (0, 0);
     });
-    let plan = plan();
-    dataplane.apply_table(&plan, &members()).unwrap();
-    dataplane.keep_alive(Duration::from_secs(60)).unwrap();
-    Some(Fixture { dataplane, plan, bpffs })
+    let ebpf = dataplane.ebpf().unwrap();
+    let counts = Mapped::<u64>::new(ebpf, maps::NEW_CONNECTIONS, maps::NEW_CONNECTION_SLOTS as usize).unwrap();
+    counts.write_all(0, &vec![0; maps::NEW_CONNECTION_SLOTS as usize]);
+    let filter = Mapped::<u64>::new(ebpf, maps::DENY_FILTER, maps::DENY_WORDS as usize).unwrap();
+    filter.write_all(0, &vec![0; maps::DENY_WORDS as usize]);
+    let mut fragments =
+        HashMap::<&mut MapData, [u8; size_of::<maps::FragmentKey>()], u32>::try_from(ebpf.map_mut(maps::FRAGMENTS).unwrap())
+            .unwrap();
+    let keys: Vec<_> = fragments.keys().collect::<Result<_, _>>().unwrap();
+    for key in keys {
+        fragments.remove(&key).unwrap();
+    }
+}
+
+impl Drop for Fixture {
+    fn drop(&mut self) {
+        // SAFETY: it is not used again.
+        let dataplane = unsafe { ManuallyDrop::take(&mut self.dataplane) };
+        // A test that failed may have left anything.
+        if !std::thread::panicking() {
+            LOADED.lock().unwrap_or_else(PoisonError::into_inner).push(dataplane);
+        }
+    }
 }
 
 impl Fixture {

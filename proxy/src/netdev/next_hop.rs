@@ -50,12 +50,14 @@ async fn next_hop(handle: &Handle, interface: u32, destination: IpAddr) -> Optio
 }
 
 fn gateway(route: &RouteMessage) -> Option<IpAddr> {
-    route.attributes.iter().find_map(|attribute| match attribute {
-        RouteAttribute::Gateway(RouteAddress::Inet(v4)) | RouteAttribute::Via(RouteVia::Inet(v4)) => Some((*v4).into()),
-        RouteAttribute::Gateway(RouteAddress::Inet6(v6)) | RouteAttribute::Via(RouteVia::Inet6(v6)) => {
-            Some((*v6).into())
+    route.attributes.iter().find_map(|attribute| {
+        if let RouteAttribute::Gateway(RouteAddress::Inet(v4)) | RouteAttribute::Via(RouteVia::Inet(v4)) = attribute {
+            return Some(IpAddr::from(*v4));
         }
-        _ => None,
+        if let RouteAttribute::Gateway(RouteAddress::Inet6(v6)) | RouteAttribute::Via(RouteVia::Inet6(v6)) = attribute {
+            return Some(IpAddr::from(*v6));
+        }
+        None
     })
 }
 
@@ -78,11 +80,12 @@ fn neighbour(message: &NeighbourMessage) -> Option<(IpAddr, MacAddress)> {
     }
     let (mut address, mut mac) = (None, None);
     for attribute in &message.attributes {
-        match attribute {
-            NeighbourAttribute::Destination(NeighbourAddress::Inet(v4)) => address = Some(IpAddr::from(*v4)),
-            NeighbourAttribute::Destination(NeighbourAddress::Inet6(v6)) => address = Some(IpAddr::from(*v6)),
-            NeighbourAttribute::LinkLayerAddress(bytes) => mac = bytes.as_slice().try_into().ok(),
-            _ => {}
+        if let NeighbourAttribute::Destination(NeighbourAddress::Inet(v4)) = attribute {
+            address = Some(IpAddr::from(*v4));
+        } else if let NeighbourAttribute::Destination(NeighbourAddress::Inet6(v6)) = attribute {
+            address = Some(IpAddr::from(*v6));
+        } else if let NeighbourAttribute::LinkLayerAddress(bytes) = attribute {
+            mac = bytes.as_slice().try_into().ok();
         }
     }
     address.zip(mac)

@@ -11,7 +11,7 @@
 
 use std::sync::LazyLock;
 
-use proxy_common::maps::{BUCKETS, NO_SLOT};
+use proxy_common::maps::{BUCKET_BITS, BUCKETS, NO_SLOT};
 
 use super::permutation::{Permutation, mix};
 use super::{Member, Standing};
@@ -45,6 +45,12 @@ static LOGARITHMS: LazyLock<Vec<u64>> = LazyLock::new(|| {
     std::iter::once(first).chain(rest).collect()
 });
 
+/// The logarithms for a table of `1 << bits` buckets: a smaller table takes the middle of each of its ranks.
+fn logarithms(bits: u32) -> impl Iterator<Item = u64> {
+    let step = 1_usize << (BUCKET_BITS - bits);
+    LOGARITHMS.iter().copied().skip(step / 2).step_by(step)
+}
+
 /// Bits of a bid that name the bidder.
 const BIDDER_BITS: u32 = 7;
 const NO_BID: u64 = u64::MAX;
@@ -57,12 +63,14 @@ struct Candidate {
     /// The inverse of the weight.
     price: u64,
     permutation: Permutation,
+    bits: u32,
 }
 
 impl Candidate {
-    fn new(slot: u8, member: &Member) -> Self {
+    fn new(slot: u8, member: &Member, bits: u32) -> Self {
         let weight = member.weight.max(1);
-        Self { slot, weight, price: price(weight.into()), permutation: Permutation::new(identity(&member.name)) }
+        let permutation = Permutation::new(identity(&member.name), bits);
+        Self { slot, weight, price: price(weight.into()), permutation, bits }
     }
 
     #[inline]
@@ -71,7 +79,8 @@ impl Candidate {
     }
 
     fn bid_for(&self, bucket: u32) -> u64 {
-        self.bid(cost(LOGARITHMS[self.permutation.rank(bucket) as usize], self.price))
+        let logarithm = logarithms(self.bits).nth(self.permutation.rank(bucket) as usize);
+        logarithm.map_or(NO_BID, |logarithm| self.bid(cost(logarithm, self.price)))
     }
 }
 
@@ -94,11 +103,12 @@ pub(super) struct Table {
 }
 
 impl Table {
-    /// `members` by slot, in the order of their names, `MAX_MEMBERS` at the most; `own_slot` is whose table it is.
-    pub(super) fn build(members: &[Member], own_slot: u8) -> Self {
-        let all = candidates(members, NO_SLOT);
-        let others = candidates(members, own_slot);
-        let mut bids = Bids::collect(&others);
+    /// `members` by slot, in the order of their names, `MAX_MEMBERS` at the most; `own_slot` is whose table it is. It
+    /// has `1 << bits` buckets, which are [`BUCKETS`] but in simulations.
+    pub(super) fn build(members: &[Member], own_slot: u8, bits: u32) -> Self {
+        let all = candidates(members, NO_SLOT, bits);
+        let others = candidates(members, own_slot, bits);
+        let mut bids = Bids::collect(&others, bits);
         let without = bids.slots();
         let owners = match all.iter().find(|candidate| candidate.slot == own_slot) {
             None => without.clone(),
@@ -107,7 +117,7 @@ impl Table {
                 bids.slots()
             }
             // Who owns buckets without this machine is no candidate while it is there.
-            Some(_) => Bids::collect(&all).slots(),
+            Some(_) => Bids::collect(&all, bits).slots(),
         };
         let heir = |(&owner, next)| if owner == own_slot { next } else { NO_SLOT };
         let successors = owners.iter().zip(without).map(heir).collect();
@@ -116,14 +126,14 @@ impl Table {
 }
 
 /// Those members but `except` who take new connections.
-fn candidates(members: &[Member], except: u8) -> Vec<Candidate> {
+fn candidates(members: &[Member], except: u8, bits: u32) -> Vec<Candidate> {
     let there = || (0_u8..).zip(members).filter(move |(slot, _)| *slot != except);
     let first = there().filter(|(_, member)| member.weight > 0).map(|(_, member)| member.standing).min();
     // A pool in which every weight is 0 takes mail all the same.
     let last = there().map(|(_, member)| member.standing).min();
     there()
         .filter(|(_, m)| first.map_or(Some(m.standing) == last, |first| m.standing == first && m.weight > 0))
-        .map(|(slot, member)| Candidate::new(slot, member))
+        .map(|(slot, member)| Candidate::new(slot, member, bits))
         .collect()
 }
 
@@ -132,8 +142,8 @@ fn candidates(members: &[Member], except: u8) -> Vec<Candidate> {
 struct Bids(Vec<u64>);
 
 impl Bids {
-    fn collect(candidates: &[Candidate]) -> Self {
-        let mut bids = Self(vec![NO_BID; BUCKETS as usize]);
+    fn collect(candidates: &[Candidate], bits: u32) -> Self {
+        let mut bids = Self(vec![NO_BID; 1 << bits]);
         let weight: u64 = candidates.iter().map(|candidate| u64::from(candidate.weight)).sum();
         let limit = if weight == 0 { 0 } else { cost(COVER << LOG_BITS, price(weight)) };
         for candidate in candidates {
@@ -145,7 +155,7 @@ impl Bids {
 
     /// Bids for every bucket that costs `candidate` no more than `limit`.
     fn walk(&mut self, candidate: &Candidate, limit: u64) {
-        let affordable = LOGARITHMS.iter().map(|&logarithm| cost(logarithm, candidate.price));
+        let affordable = logarithms(candidate.bits).map(|logarithm| cost(logarithm, candidate.price));
         for (rank, cost) in (0..).zip(affordable.take_while(|&cost| cost <= limit)) {
             let best = &mut self.0[candidate.permutation.bucket(rank) as usize];
             *best = (*best).min(candidate.bid(cost));

@@ -16,6 +16,8 @@ impl Member {
         let identity = pool.identity(Role::Frontend, name);
         let mut victim = Victim::start(&identity, listen, Tuning::default());
         let me = own_node(identity.own(), victim.address, [2, 0, 0, 0, 0, 1], 100).unwrap();
+        // The steering driver would make it so.
+        let me = Node { state: NodeState::Active, ..me };
         let settings = Settings::new(seeds.to_vec(), vips()).unwrap();
         let datagrams = std::mem::replace(&mut victim.incoming.datagrams, mpsc::channel(1).1);
         let transport = victim.transport.clone();
