@@ -67,7 +67,10 @@ fn make_answer<F: Flow>(ctx: &XdpContext, tag: Tag, outside: bool) -> Result<Ver
     let Some(mac) = way_back(ctx, F::V6, outside)? else { return to_kernel };
     let tcp = read::<Tcp>(ctx, place.l4)?;
     let grow = (place.l4 + LONGEST_TCP) as i32 - length(ctx) as i32;
-    adjust_tail(ctx, grow)?;
+    // Some drivers leave little room behind a short frame; nothing was changed yet.
+    if adjust_tail(ctx, grow).is_err() {
+        return to_kernel;
+    }
     let made = if F::V6 { make_v6(ctx, place) } else { make_v4(ctx, place) };
     if made <= 0 {
         return to_kernel;

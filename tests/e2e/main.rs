@@ -94,6 +94,8 @@ fn main() -> ExitCode {
         (Pool::Usual, abuse::TESTS),
         (Pool::Usual, failures::TESTS),
         (Pool::Usual, bad_config::TESTS),
+        // Want a pool whose front ends have been up for minutes, so before any of them dies.
+        (Pool::Usual, steering_handmade::COOKIE_TESTS),
         (Pool::Usual, failover::TESTS),
         // Counts what all the others caused.
         (Pool::Usual, steering::CLOSING_TESTS),

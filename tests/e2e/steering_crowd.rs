@@ -50,19 +50,34 @@ fn planned_changes_and_a_death(lab: &Lab) -> anyhow::Result<()> {
     await_agreement(lab)
 }
 
-/// Waits until no front end awaits anybody's word any more, and all take part who are to.
+/// Waits until all front ends have the same table in force and none awaits anybody's word any more.
 pub(crate) fn await_agreement(lab: &Lab) -> anyhow::Result<()> {
-    for number in lab.started() {
-        until_some(&format!("fe{number} has settled"), AGREEMENT_LIMIT, || {
-            let shown = lab.cli_json(number, &["steer", "show"])?;
-            ensure!(shown["settling"] == false, "{shown}");
-            let members = shown["members"].as_array().context("no members")?;
-            ensure!(members.len() == lab.started().len(), "{shown}");
-            ensure!(members.iter().all(|member| member["state"] != "joining"), "{shown}");
-            Ok(Some(()))
-        })?;
-    }
+    let (_, took) = until_some("all front ends agree", AGREEMENT_LIMIT, || {
+        let tables = lab.started().into_iter().map(|number| table_of(lab, number));
+        let tables: Vec<String> = tables.collect::<anyhow::Result<_>>()?;
+        let differing = tables.iter().find(|table| **table != tables[0]);
+        ensure!(differing.is_none(), "{differing:?} and {:?}", tables.first());
+        Ok(Some(()))
+    })?;
+    eprintln!("  agreed after {took:.1?}");
     Ok(())
+}
+
+/// The members and their buckets, as a front end has them in force.
+fn table_of(lab: &Lab, number: u8) -> anyhow::Result<String> {
+    let shown = lab.cli_json(number, &["steer", "show"])?;
+    ensure!(shown["settling"] == false, "fe{number} is settling");
+    let members = shown["members"].as_array().context("no members")?;
+    ensure!(members.len() == lab.started().len(), "fe{number} knows {} members", members.len());
+    let mut lines = Vec::new();
+    for member in members {
+        let [name, state, weight, buckets] = ["name", "state", "weight", "buckets"].map(|key| &member[key]);
+        // The state is known before the table is written.
+        let in_force = *state == "active" && *buckets != 0 || *state == "draining" && *buckets == 0;
+        ensure!(in_force, "fe{number} has {state} {name} with {buckets} buckets");
+        lines.push(format!("{name} {state} {weight} {buckets}"));
+    }
+    Ok(lines.join(", "))
 }
 
 /// A crowd's life.

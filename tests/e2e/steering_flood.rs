@@ -105,10 +105,10 @@ impl Drop for Flood {
 }
 
 /// Ways to everywhere, so that front ends try to answer the whole world. The client drops what comes.
-struct Routes<'a>(&'a Lab);
+pub(crate) struct Routes<'a>(&'a Lab);
 
 impl<'a> Routes<'a> {
-    fn add(lab: &'a Lab) -> anyhow::Result<Self> {
+    pub(crate) fn add(lab: &'a Lab) -> anyhow::Result<Self> {
         let routes = Self(lab);
         routes.change("add")?;
         Ok(routes)

@@ -1,7 +1,7 @@
 //! Packets that no client's kernel would send at that moment, while the table changes: each must find the one front end
 //! that knows the connection.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
@@ -15,26 +15,37 @@ use autocluster_tests::packet::puppet::Puppet;
 
 use crate::Test;
 use crate::steering_crowd::await_agreement;
+use crate::steering_flood::Routes;
 
 pub(crate) const TESTS: &[Test] = &[
     ("steering_handmade::ack_of_a_handshake_after_a_change", ack_of_a_handshake),
     ("steering_handmade::repeated_syn_after_a_change", repeated_syn),
     ("steering_handmade::time_wait_after_a_change", time_wait),
-    ("steering_handmade::ack_of_a_kernels_cookie_after_a_change", ack_of_a_kernels_cookie),
-    ("steering_handmade::ack_of_a_programs_cookie_after_a_change", ack_of_a_programs_cookie),
     ("steering_handmade::tagged_frames_keep_their_tag", tagged_frames),
     ("steering_handmade::fragments_stay_together", fragments_stay_together),
     ("steering_handmade::extension_headers", extension_headers),
 ];
 
+/// In a lab that has been up for long.
+pub(crate) const COOKIE_TESTS: &[Test] = &[
+    ("steering_handmade::ack_of_a_kernels_cookie_after_a_change", ack_of_a_kernels_cookie),
+    ("steering_handmade::ack_of_a_programs_cookie_after_a_change", ack_of_a_programs_cookie),
+];
+
 /// An address that no kernel has.
 pub(crate) const STAND_IN: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 150);
 pub(crate) const STAND_IN6: Ipv6Addr = Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, 0x150);
+/// Addresses beyond every router of the lab.
+const ABROAD: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 7);
+const ABROAD6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 7);
 /// Connections of one test, over both address families: enough that every front end has some.
 const PUPPETS: u16 = 30;
 /// Within this time a second answer would have come.
 const SILENCE: Duration = Duration::from_millis(300);
 const TICK_LIMIT: Duration = Duration::from_secs(3);
+const LATELY_LIMIT: Duration = Duration::from_secs(25);
+/// A front end that has started believes for two minutes that cookies of its earlier life may be out.
+const FORGET_LIMIT: Duration = Duration::from_secs(130);
 const TAG: u16 = 42;
 const PIECE: usize = 32;
 
@@ -44,6 +55,8 @@ static NEXT_PORT: AtomicU16 = AtomicU16::new(20_000);
 /// The lab's front ends, by their hardware addresses.
 pub(crate) struct Stage<'a> {
     pub(crate) lab: &'a Lab,
+    /// Addresses of its puppets.
+    clients: [IpAddr; 2],
     macs: BTreeMap<u8, [u8; 6]>,
 }
 
@@ -52,14 +65,15 @@ impl<'a> Stage<'a> {
         lab.stand_in(STAND_IN.into())?;
         lab.stand_in(STAND_IN6.into())?;
         let macs = lab.started().into_iter().map(|number| Ok((number, lab.mac(&format!("fe{number}"))?)));
-        Ok(Self { lab, macs: macs.collect::<anyhow::Result<_>>()? })
+        let clients = [STAND_IN.into(), STAND_IN6.into()];
+        Ok(Self { lab, clients, macs: macs.collect::<anyhow::Result<_>>()? })
     }
 
     /// A connection to be, to the VIP of the family whose turn it is.
     pub(crate) fn puppet(&self, port: u16) -> anyhow::Result<Puppet> {
         let number = NEXT_PORT.fetch_add(1, Ordering::Relaxed);
-        let (own, vip): (IpAddr, IpAddr) =
-            if number % 2 == 0 { (STAND_IN.into(), VIP.into()) } else { (STAND_IN6.into(), VIP6.into()) };
+        let turn = usize::from(number % 2);
+        let (own, vip) = (self.clients[turn], [IpAddr::from(VIP), VIP6.into()][turn]);
         Puppet::new(self.lab, SocketAddr::new(own, number), SocketAddr::new(vip, port))
     }
 
@@ -78,29 +92,31 @@ impl<'a> Stage<'a> {
     }
 
     /// Puppets brought to some state, by the front end that they are with.
-    fn brought(&self, bring: impl Fn(&mut Puppet, [u8; 6]) -> anyhow::Result<[u8; 6]>) -> anyhow::Result<Brought> {
+    fn brought(
+        &self,
+        entrance: [u8; 6],
+        bring: impl Fn(&mut Puppet, [u8; 6]) -> anyhow::Result<[u8; 6]>,
+    ) -> anyhow::Result<Brought> {
         let mut all = Brought::new();
         for _ in 0..PUPPETS {
             let mut puppet = self.puppet(25)?;
-            let owner = bring(&mut puppet, self.entrance(0))?;
+            let owner = bring(&mut puppet, entrance)?;
             all.entry(self.front_end(owner)?).or_default().push(puppet);
         }
         ensure!(all.len() > 1, "all with one front end");
         Ok(all)
     }
 
-    /// The front end with the most puppets drains; work goes on with these while the others learn of it.
-    fn drained(
-        &self,
-        mut all: Brought,
-        work: impl Fn(&Self, u8, &mut Puppet) -> anyhow::Result<()>,
-    ) -> anyhow::Result<()> {
+    /// The front end with the most puppets drains; work goes on with these while the others learn of it, and when they
+    /// have.
+    fn drained(&self, mut all: Brought, meanwhile: &Work<'_>, afterwards: &Work<'_>) -> anyhow::Result<()> {
         let victim = all.iter().max_by_key(|(_, puppets)| puppets.len()).map(|(number, _)| *number);
         let victim = victim.context("no puppets")?;
         let mut puppets = all.remove(&victim).unwrap_or_default();
         let count = puppets.len();
         self.lab.cli(victim, &["drain"])?;
-        let outcome = puppets.iter_mut().try_for_each(|puppet| work(self, victim, puppet));
+        let mut every = |work: &Work<'_>| puppets.iter_mut().try_for_each(|puppet| work(self, victim, puppet));
+        let outcome = every(meanwhile).and_then(|()| await_agreement(self.lab)).and_then(|()| every(afterwards));
         self.lab.cli(victim, &["undrain"])?;
         await_agreement(self.lab)?;
         eprintln!("  {count} connections of fe{victim}, which drained");
@@ -118,6 +134,9 @@ impl<'a> Stage<'a> {
 
 type Brought = BTreeMap<u8, Vec<Puppet>>;
 
+/// What is done with a puppet, whose front end drains.
+type Work<'a> = dyn Fn(&Stage<'_>, u8, &mut Puppet) -> anyhow::Result<()> + 'a;
+
 fn half_open(puppet: &mut Puppet, entrance: [u8; 6]) -> anyhow::Result<[u8; 6]> {
     puppet.syn(entrance)?;
     puppet.await_syn_ack()
@@ -132,15 +151,19 @@ fn completes(stage: &Stage<'_>, victim: u8, puppet: &mut Puppet) -> anyhow::Resu
     stage.speaks(puppet, victim)
 }
 
+fn goes_on(stage: &Stage<'_>, victim: u8, puppet: &mut Puppet) -> anyhow::Result<()> {
+    stage.speaks(puppet, victim)
+}
+
 /// SYN, SYN-ACK, the table changes, ACK.
 fn ack_of_a_handshake(lab: &Lab) -> anyhow::Result<()> {
-    watched(lab, |stage| stage.drained(stage.brought(half_open)?, completes))
+    watched(lab, |stage| stage.drained(stage.brought(stage.entrance(0), half_open)?, &completes, &goes_on))
 }
 
 /// SYN, SYN-ACK that is lost, the table changes, the same SYN again: a second front end must not answer it too.
 fn repeated_syn(lab: &Lab) -> anyhow::Result<()> {
     watched(lab, |stage| {
-        stage.drained(stage.brought(half_open)?, |stage, victim, puppet| {
+        let repeats = |stage: &Stage<'_>, victim: u8, puppet: &mut Puppet| {
             let (sequence, acknowledgment) = (puppet.sequence, puppet.acknowledgment);
             puppet.sequence = sequence.wrapping_sub(1);
             puppet.syn(stage.entrance(victim))?;
@@ -153,7 +176,8 @@ fn repeated_syn(lab: &Lab) -> anyhow::Result<()> {
             }
             puppet.sequence = sequence;
             completes(stage, victim, puppet)
-        })
+        };
+        stage.drained(stage.brought(stage.entrance(0), half_open)?, &repeats, &goes_on)
     })
 }
 
@@ -173,14 +197,17 @@ fn ended(puppet: &mut Puppet, entrance: [u8; 6]) -> anyhow::Result<[u8; 6]> {
 /// The last ACK was lost: the client repeats its FIN. Later it uses the same port again.
 fn time_wait(lab: &Lab) -> anyhow::Result<()> {
     watched(lab, |stage| {
-        stage.drained(stage.brought(ended)?, |stage, victim, puppet| {
-            let entrance = stage.entrance(victim);
-            puppet.fin(entrance)?;
+        let repeats = |stage: &Stage<'_>, victim: u8, puppet: &mut Puppet| {
+            puppet.fin(stage.entrance(victim))?;
             let next = puppet.sequence.wrapping_add(1);
             let got = puppet.await_where(TICK_LIMIT, |tcp| tcp.flags.rst || tcp.acknowledgment == next)?;
             let got = got.with_context(|| format!("{}: the repeated FIN was not answered", puppet.own))?;
             ensure!(!got.tcp.flags.rst, "{}: the repeated FIN was answered by a reset", puppet.own);
             ensure!(stage.front_end(got.mac)? == victim, "{}: answered by another", puppet.own);
+            Ok(())
+        };
+        let begins_anew = |stage: &Stage<'_>, victim: u8, puppet: &mut Puppet| {
+            let entrance = stage.entrance(victim);
             puppet.sequence = puppet.sequence.wrapping_add(1 << 20);
             puppet.syn(entrance)?;
             let taker = stage.front_end(puppet.await_syn_ack()?)?;
@@ -188,7 +215,8 @@ fn time_wait(lab: &Lab) -> anyhow::Result<()> {
             puppet.ack(entrance, &[])?;
             ensure!(stage.front_end(puppet.await_data()?)? == taker, "{}: greeted by another", puppet.own);
             Ok(())
-        })
+        };
+        stage.drained(stage.brought(stage.entrance(0), ended)?, &repeats, &begins_anew)
     })
 }
 
@@ -200,22 +228,42 @@ fn cookies(
     sent: impl Fn(u8) -> anyhow::Result<u64>,
 ) -> anyhow::Result<()> {
     const BAKER: u8 = 3;
+    // All front ends of a lab have one kernel, and so one secret for cookies: one that looks at all would take another
+    // one's for its own.
+    until("no other front end awaits cookies", FORGET_LIMIT, || {
+        let others = lab.started().into_iter().filter(|number| *number != BAKER);
+        others.into_iter().all(|other| is_out(lab, other) == Some(false))
+    })?;
+    let _routes = Routes::add(lab)?;
     watched(lab, |stage| {
+        // From abroad: of a client on the segment whose SYN came by another front end, the program does not know the MAC
+        // address, and leaves the answer to the kernel.
+        let stage = &Stage { clients: [ABROAD.into(), ABROAD6.into()], macs: stage.macs.clone(), ..*stage };
         on(BAKER)?;
+        // Seconds after a change a SYN goes round first, and comes to its owner from another front end: see above.
+        until("a SYN is answered by a cookie", LATELY_LIMIT, || {
+            let before = sent(BAKER);
+            let probe = stage.puppet(25).and_then(|mut probe| half_open(&mut probe, stage.mac(BAKER)));
+            probe.is_ok() && before.is_ok_and(|before| sent(BAKER).is_ok_and(|now| now > before))
+        })?;
         let before = sent(BAKER)?;
-        let outcome = stage.brought(half_open).and_then(|mut all| {
+        let outcome = stage.brought(stage.mac(BAKER), half_open).and_then(|mut all| {
             let baked = all.remove(&BAKER).context("fe3 got none")?;
             let count = u64::try_from(baked.len())?;
+            // A cookie is counted before it is sent.
             ensure!(sent(BAKER)? >= before + count, "fe3 sent {} cookies for {count} SYNs", sent(BAKER)? - before);
             // The daemon sees by its next look that cookies are out.
-            until("cookies are known to be out", TICK_LIMIT, || {
-                lab.cli_json(BAKER, &["cookies", "show"]).is_ok_and(|shown| shown["out"] == true)
-            })?;
-            stage.drained(Brought::from([(BAKER, baked)]), completes)
+            until("cookies are known to be out", TICK_LIMIT, || is_out(lab, BAKER) == Some(true))?;
+            stage.drained(Brought::from([(BAKER, baked)]), &completes, &goes_on)
         });
         off(BAKER)?;
         outcome
     })
+}
+
+/// Whether a front end believes that its cookies may come back.
+fn is_out(lab: &Lab, number: u8) -> Option<bool> {
+    lab.cli_json(number, &["cookies", "show"]).ok()?["out"].as_bool()
 }
 
 fn ack_of_a_kernels_cookie(lab: &Lab) -> anyhow::Result<()> {
@@ -256,17 +304,19 @@ fn tagged_frames(lab: &Lab) -> anyhow::Result<()> {
     }
     let captures = watch.finish(lab)?;
     let name = format!("fe{}", stage.front_end(entrance)?);
-    let mut steered = 0;
+    // A packet may be sent on twice: to the owner, and back to it when it has asked here.
+    let mut steered = BTreeSet::new();
     for (_, packet) in captures[&name].packets().filter(|(seen, _)| !seen.outgoing) {
         let Some(tcp) = packet.tcp().filter(|tcp| ports.contains(&tcp.source)) else { continue };
         ensure!(packet.vlans == [TAG], "port {} lost its tag: {packet:?}", tcp.source);
         let owner = stage.front_end(packet.mac_destination)?;
         ensure!(format!("fe{owner}") != name && packet.mac_source == entrance, "sent to itself: {packet:?}");
-        steered += 1;
+        steered.insert(tcp.source);
     }
+    let steered = steered.len();
     eprintln!("  {steered} of {} tagged frames were steered, with their tag", ports.len());
     // Four of five belong to others.
-    ensure!(steered >= PUPPETS / 2, "{name} sent {steered} of {} on", ports.len());
+    ensure!(steered >= usize::from(PUPPETS / 2), "{name} sent {steered} of {} on", ports.len());
     Ok(())
 }
 
@@ -320,7 +370,8 @@ pub(crate) fn watched(lab: &Lab, work: impl FnOnce(&Stage<'_>) -> anyhow::Result
     let watch = Watch::start(lab)?;
     let outcome = work(&stage);
     let captures = watch.finish(lab)?;
-    if outcome.is_err() {
+    // Whoever keeps the lab wants to look at it.
+    if outcome.is_err() || std::env::var_os("AUTOCLUSTER_LAB_KEEP").is_some() {
         for (name, captured) in &captures {
             captured.write(&lab.layout().dir().join(format!("{name}.pcap")))?;
         }

