@@ -133,6 +133,7 @@ impl TableState {
 
     /// This machine's slot, [`NO_SLOT`] if it is no member.
     #[inline(always)]
+    #[allow(clippy::cast_possible_truncation, reason = "one octet is what is asked for")]
     pub const fn own_slot(self) -> u8 {
         (self.0 >> 8) as u8 & NO_SLOT
     }

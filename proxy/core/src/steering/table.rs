@@ -13,8 +13,8 @@ use std::sync::LazyLock;
 
 use proxy_common::maps::{BUCKET_BITS, BUCKETS, NO_SLOT};
 
+use super::Member;
 use super::permutation::{Permutation, mix};
-use super::{Member, Standing};
 
 /// Visits of each bucket, on average; `exp(-COVER)` of the buckets are left over and are decided one by one.
 const COVER: u64 = 5;
@@ -203,6 +203,7 @@ impl Bids {
         self.walk(candidate, Prices::default().up_to(highest, candidate));
     }
 
+    #[allow(clippy::cast_possible_truncation, reason = "the last bits are a slot")]
     fn slots(&self) -> Vec<u8> {
         let slot = |bid: &u32| (*bid & u32::from(NO_SLOT)) as u8;
         self.0.iter().map(slot).collect()

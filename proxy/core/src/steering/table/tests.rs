@@ -6,6 +6,7 @@ use rand::rngs::SmallRng;
 use rand::{RngExt as _, SeedableRng as _};
 
 use super::*;
+use crate::steering::Standing;
 
 fn member(name: String, weight: u16) -> Member {
     Member { name, generation: 1, revision: 0, weight, standing: Standing::Active }
