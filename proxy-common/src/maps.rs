@@ -39,8 +39,8 @@ pub const MAX_MEMBERS: u32 = 120;
 pub const SLOTS: u32 = 128;
 /// Virtual addresses at the most.
 pub const MAX_VIPS: u32 = 1_024;
-/// Pairs of virtual address and port at the most: half of the slots, so that everything finds its place.
-pub const MAX_SERVICES: u32 = SERVICE_SLOTS / 2;
+/// Pairs of virtual address and port at the most: a quarter of the slots, so that everything finds its place.
+pub const MAX_SERVICES: u32 = SERVICE_SLOTS / 4;
 /// Slots of `SERVICES` in one half.
 pub const SERVICE_SLOTS: u32 = 16_384;
 /// Fragmented packets whose later fragments are awaited, at the most.
