@@ -316,8 +316,8 @@ impl Service {
     pub const fn slots(address: [u64; 2], port: [u8; 2]) -> [u32; 2] {
         let word = address[0] ^ address[1].rotate_left(23) ^ (u16::from_le_bytes(port) as u64).rotate_left(47);
         let mixed = (word ^ (word >> 32)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        let mixed = mixed ^ (mixed >> 29);
-        [mixed as u32 % SERVICE_SLOTS, (mixed >> 40) as u32 % SERVICE_SLOTS]
+        let mixed = (mixed ^ (mixed >> 32)).wrapping_mul(0xd6e8_feb8_6659_fd93);
+        [(mixed >> 50) as u32 % SERVICE_SLOTS, (mixed >> 36) as u32 % SERVICE_SLOTS]
     }
 }
 

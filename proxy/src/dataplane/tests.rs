@@ -193,6 +193,16 @@ fn forget(dataplane: &mut Dataplane) {
     for key in keys {
         fragments.remove(&key).unwrap();
     }
+    forget_prefixes::<[u8; 4]>(ebpf, maps::DENY_V4);
+    forget_prefixes::<[u8; 16]>(ebpf, maps::DENY_V6);
+}
+
+fn forget_prefixes<K: Pod>(ebpf: &mut Ebpf, name: &str) {
+    let mut trie = aya::maps::LpmTrie::<&mut MapData, K, u32>::try_from(ebpf.map_mut(name).unwrap()).unwrap();
+    let keys: Vec<_> = trie.keys().collect::<Result<_, _>>().unwrap();
+    for key in keys {
+        trie.remove(&key).unwrap();
+    }
 }
 
 impl Drop for Fixture {
