@@ -170,16 +170,23 @@ impl Driver {
         );
     }
 
+    /// Whoever is answered sees the new state.
     fn handle_command(&mut self, command: Command) {
         // Whoever asked may have gone away meanwhile: then nobody waits for the answer.
         let _unheard = match command {
             Command::Drain(limit, answer) => {
                 self.life.handle_drain(Instant::now(), limit);
+                self.publish();
                 answer.send(()).is_ok()
             }
-            Command::Undrain(answer) => answer.send(self.life.handle_undrain()).is_ok(),
+            Command::Undrain(answer) => {
+                let was_draining = self.life.handle_undrain();
+                self.publish();
+                answer.send(was_draining).is_ok()
+            }
             Command::Stop(answer) => {
                 self.life.handle_stop();
+                self.publish();
                 answer.send(()).is_ok()
             }
         };
