@@ -39,8 +39,8 @@ pub const MAX_MEMBERS: u32 = 120;
 pub const SLOTS: u32 = 128;
 /// Virtual addresses at the most.
 pub const MAX_VIPS: u32 = 1_024;
-/// Pairs of virtual address and port at the most: half of the slots, so that everything finds its place.
-pub const MAX_SERVICES: u32 = SERVICE_SLOTS / 2;
+/// Pairs of virtual address and port at the most: a quarter of the slots, so that everything finds its place.
+pub const MAX_SERVICES: u32 = SERVICE_SLOTS / 4;
 /// Slots of `SERVICES` in one half.
 pub const SERVICE_SLOTS: u32 = 16_384;
 /// Fragmented packets whose later fragments are awaited, at the most.
@@ -133,6 +133,7 @@ impl TableState {
 
     /// This machine's slot, [`NO_SLOT`] if it is no member.
     #[inline(always)]
+    #[allow(clippy::cast_possible_truncation, reason = "one octet is what is asked for")]
     pub const fn own_slot(self) -> u8 {
         (self.0 >> 8) as u8 & NO_SLOT
     }

@@ -10,7 +10,8 @@
 //! | above 16 | from outside |
 //! | 16 | steered to the bucket's owner |
 //! | 15 | steered again, by somebody whose table is another |
-//! | 14, 12 … 2 | the owner asks a member of its chain: have you got this connection? |
+//! | 14, 12 … 4 | the owner asks a member of its chain: have you got this connection? |
+//! | 2 | the owner asks the last of its chain |
 //! | 13, 11 … 1 | back to who asked: no |
 //! | 0 | nobody may send it on |
 //!
@@ -28,6 +29,8 @@ pub const HOPS: u8 = 16;
 const STEERED_AGAIN: u8 = 15;
 /// Hop limit of a packet that a bucket's owner hands to the first member of the chain.
 const ASKED: u8 = 14;
+/// Hop limit of a packet that a bucket's owner hands to the last member of the chain.
+const ASKED_LAST: u8 = 2;
 
 // Every member of the chain can be asked, and answer.
 const _: () = assert!(ASKED as usize == 2 * MAX_CHAIN);
@@ -85,7 +88,11 @@ pub enum Decision {
     /// To this machine's own stack.
     Take(Counter),
     /// To another front end, with a new hop limit.
-    Forward { slot: u8, hop_limit: u8, counter: Counter },
+    Forward {
+        slot: u8,
+        hop_limit: u8,
+        counter: Counter,
+    },
     Drop(Counter),
 }
 
@@ -147,6 +154,7 @@ fn own_new<F: Facts>(facts: &F, owner: Owner, hop_limit: u8, way: Way) -> Decisi
     }
     match next(facts, chain, way) {
         Next::Ask(slot) => ask(slot, hop_limit, Counter::HandedOnNew),
+        Next::AskLast(slot) => ask_last(slot, hop_limit, Counter::HandedOnNew),
         Next::Nobody => Decision::Take(Counter::NewAgain),
         Next::Unknown => Decision::Drop(Counter::DisagreedNew),
     }
@@ -166,6 +174,7 @@ fn own_other<F: Facts>(facts: &F, here: Here, owner: Owner, hop_limit: u8, way: 
     match next {
         // A connection that has ended here may have a younger one of the same 4-tuple elsewhere.
         Next::Ask(slot) => ask(slot, hop_limit, Counter::HandedOn),
+        Next::AskLast(slot) => ask_last(slot, hop_limit, Counter::HandedOn),
         _ if matches!(socket, Socket::TimeWait) => Decision::Take(Counter::Own),
         Next::Nobody if !here.settling && !matches!(way, Way::Asked) => Decision::Take(Counter::Orphan),
         // A reset could break a connection that lives; silence only makes the peer repeat itself.
@@ -180,7 +189,7 @@ fn not_own<F: Facts>(facts: &F, owner: Owner, hop_limit: u8, way: Way, kind: Kin
         let counter = if matches!(kind, Kind::New) { Counter::SteeredNew } else { Counter::Steered };
         return forward(owner.slot(), lower(hop_limit, HOPS), counter);
     }
-    if has(facts, kind) {
+    if has(facts, hop_limit, kind) {
         return Decision::Take(Counter::Found);
     }
     let is_new = matches!(kind, Kind::New);
@@ -195,14 +204,14 @@ fn not_own<F: Facts>(facts: &F, owner: Owner, hop_limit: u8, way: Way, kind: Kin
 }
 
 /// Whether a packet that somebody sent on must be for this machine's socket. A connection that has ended must not take a
-/// new one: that is the owner's.
+/// new one, which is the owner's; and the 4-tuple may have a younger connection elsewhere, unless everybody else was asked.
 #[inline(always)]
-fn has<F: Facts>(facts: &F, kind: Kind) -> bool {
-    match (facts.socket(), kind) {
-        (Socket::Connection, _) | (Socket::TimeWait, Kind::Other) => true,
-        (Socket::TimeWait, Kind::New) => false,
-        (Socket::None, Kind::New) => false,
-        (Socket::None, Kind::Other) => facts.answers_cookie(),
+fn has<F: Facts>(facts: &F, hop_limit: u8, kind: Kind) -> bool {
+    let is_other = matches!(kind, Kind::Other);
+    match facts.socket() {
+        Socket::Connection => true,
+        Socket::TimeWait => is_other && (hop_limit == ASKED_LAST || facts.answers_cookie()),
+        Socket::None => is_other && facts.answers_cookie(),
     }
 }
 
@@ -228,6 +237,7 @@ fn bequeath<F: Facts>(facts: &F, hop_limit: u8, way: Way, kind: Kind) -> Decisio
 /// Whom the owner asks next.
 enum Next {
     Ask(u8),
+    AskLast(u8),
     /// Everybody in the chain was asked.
     Nobody,
     /// The packet was asked about by a chain that is no longer ours, or by somebody else's.
@@ -236,17 +246,20 @@ enum Next {
 
 #[inline(always)]
 fn next<F: Facts>(facts: &F, chain: Chain, way: Way) -> Next {
-    let slot = match way {
-        Way::Steered | Way::SteeredAgain => chain.member(0),
+    let position = match way {
         Way::Returned => match chain.position(facts.sender()) {
-            Some(position) => chain.member(position + 1),
+            Some(position) => position + 1,
             None => return Next::Unknown,
         },
         // Who asks has not got it: if it is the first in our chain, it need not be asked.
-        Way::Asked if chain.member(0) == facts.sender() => chain.member(1),
-        Way::Asked => chain.member(0),
+        Way::Asked if chain.member(0) == facts.sender() => 1,
+        Way::Asked | Way::Steered | Way::SteeredAgain => 0,
     };
-    if slot == NO_SLOT { Next::Nobody } else { Next::Ask(slot) }
+    match (chain.member(position), chain.member(position + 1)) {
+        (NO_SLOT, _) => Next::Nobody,
+        (slot, NO_SLOT) => Next::AskLast(slot),
+        (slot, _) => Next::Ask(slot),
+    }
 }
 
 /// To a member of the chain, with the next lower even hop limit.
@@ -254,6 +267,11 @@ fn next<F: Facts>(facts: &F, chain: Chain, way: Way) -> Next {
 fn ask(slot: u8, hop_limit: u8, counter: Counter) -> Decision {
     let below = lower(hop_limit, ASKED);
     forward(slot, below - below % 2, counter)
+}
+
+#[inline(always)]
+fn ask_last(slot: u8, hop_limit: u8, counter: Counter) -> Decision {
+    forward(slot, if hop_limit > ASKED_LAST { ASKED_LAST } else { 0 }, counter)
 }
 
 /// Back to who asked.

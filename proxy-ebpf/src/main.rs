@@ -6,6 +6,8 @@
 //! an encapsulated packet of another front end, or a question for a virtual address's MAC.
 #![no_std]
 #![no_main]
+// Building `core` for this target needs an unstable compiler anyhow.
+#![feature(asm_experimental_arch)]
 
 mod abuse;
 mod cookie;
@@ -150,7 +152,7 @@ pub fn autocluster(ctx: XdpContext) -> u32 {
     verdict.action()
 }
 
-#[inline(never)]
+#[inline(always)]
 fn decide(handle: Handle) -> u64 {
     let ctx = handle.open();
     Verdict::word(maps::ControlRef::open().ok_or(Error::NoTable).and_then(|control| steer::frame(&ctx, control)))

@@ -1,5 +1,6 @@
 //! The command line. It knows the control socket and the configuration, nothing of the drivers.
 
+pub mod abuse;
 pub mod drain;
 pub mod stats;
 
@@ -57,6 +58,15 @@ pub enum Command {
     /// The XDP program and its tables
     #[command(subcommand)]
     Steer(SteerCommand),
+    /// The pool's list of denied sources
+    #[command(subcommand)]
+    Deny(abuse::DenyCommand),
+    /// This front end's limit of new connections from one source
+    #[command(subcommand)]
+    Limit(abuse::LimitCommand),
+    /// This front end's SYN cookies
+    #[command(subcommand)]
+    Cookies(abuse::CookiesCommand),
 }
 
 #[derive(Debug, Args)]

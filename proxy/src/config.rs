@@ -1,5 +1,6 @@
 //! The front end's configuration: read, then validated whole. Nothing starts before every key is right.
 
+mod abuse;
 mod reader;
 
 use std::{
@@ -12,6 +13,7 @@ use proxy_common::hash::SteeringKey;
 
 use crate::{dataplane::Mode, pki};
 
+pub use abuse::Abuse;
 pub use reader::{Problem, Problems, Reader, Table};
 
 /// Where the control socket is unless the configuration says otherwise.
@@ -26,6 +28,7 @@ pub struct Config {
     pub identity: IdentityFiles,
     pub pool: Pool,
     pub steering: Steering,
+    pub abuse: Abuse,
     /// What mail clients see; without it STARTTLS and the TLS ports are not offered.
     pub tls: Option<CertificateFiles>,
     pub smtp: Smtp,
@@ -142,6 +145,7 @@ pub fn load(file: &Path) -> Result<Config, Problems> {
         let identity = identity(reader, root);
         let pool = pool(reader, root);
         let steering = steering(reader, root);
+        let abuse = abuse::abuse(reader, root);
         let tls = tls(reader, root);
         let smtp = smtp(reader, root);
         let imap = mailbox(reader, root, "imap", 143, 993);
@@ -154,6 +158,7 @@ pub fn load(file: &Path) -> Result<Config, Problems> {
             identity: identity?,
             pool: pool?,
             steering: steering?,
+            abuse: abuse?,
             tls,
             smtp: smtp?,
             imap,

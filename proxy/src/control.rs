@@ -1,5 +1,7 @@
 //! The control socket: a Unix stream socket on which the CLI asks the daemon. One line of JSON each way.
 
+mod abuse;
+
 use std::{
     fmt, fs,
     future::Future,
@@ -20,10 +22,13 @@ use tokio::{
 };
 use tracing::warn;
 
+pub use abuse::{CookiesRequest, DenyRequest, LimitRequest, MAX_PREFIXES, PAGE};
+
 use crate::{
     io::ACCEPT_PAUSE,
     status::{
         Status,
+        abuse::{CookiesStatus, DenyResponse, LimitStatus},
         drain::{DrainStatus, WeightStatus},
         steering::{SteerShow, SteerStats, Trace},
     },
@@ -52,6 +57,9 @@ pub enum Request {
     Undrain,
     Weight(WeightRequest),
     Steer(SteerRequest),
+    Deny(DenyRequest),
+    Limit(LimitRequest),
+    Cookies(CookiesRequest),
 }
 
 /// What can be asked of this front end's share.
@@ -88,6 +96,9 @@ pub enum Response {
     Steer(Box<SteerShow>),
     SteerStats(SteerStats),
     Trace(Box<Trace>),
+    Deny(DenyResponse),
+    Limit(LimitStatus),
+    Cookies(CookiesStatus),
     Error(String),
 }
 
@@ -104,6 +115,9 @@ impl Response {
             Self::Steer(answer) => serde_json::to_string_pretty(answer),
             Self::SteerStats(answer) => serde_json::to_string_pretty(answer),
             Self::Trace(answer) => serde_json::to_string_pretty(answer),
+            Self::Deny(answer) => serde_json::to_string_pretty(answer),
+            Self::Limit(answer) => serde_json::to_string_pretty(answer),
+            Self::Cookies(answer) => serde_json::to_string_pretty(answer),
             Self::Error(error) => serde_json::to_string_pretty(error),
         };
         text.context("failed to print the answer")
@@ -119,6 +133,9 @@ impl fmt::Display for Response {
             Self::Steer(answer) => answer.fmt(f),
             Self::SteerStats(answer) => answer.fmt(f),
             Self::Trace(answer) => answer.fmt(f),
+            Self::Deny(answer) => answer.fmt(f),
+            Self::Limit(answer) => answer.fmt(f),
+            Self::Cookies(answer) => answer.fmt(f),
             Self::Error(error) => error.fmt(f),
         }
     }

@@ -31,9 +31,14 @@ use proxy_common::{
 use proxy_core::steering::{Plan, services};
 
 pub use self::attach::Mode;
+pub use self::deny::DenyMaps;
 use self::mapped::Mapped;
 
+mod abuse;
 mod attach;
+#[cfg(feature = "bench")]
+pub mod bench;
+pub mod deny;
 mod mapped;
 
 static PROGRAM: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/autocluster-xdp"));
@@ -207,7 +212,7 @@ impl Dataplane {
     }
 
     /// Writes the half that is not read, then switches to it by one store.
-    fn apply_table(&mut self, plan: &Plan, members: &[Member]) -> Result<()> {
+    pub(crate) fn apply_table(&mut self, plan: &Plan, members: &[Member]) -> Result<()> {
         ensure!(members.len() == plan.members.len(), "{} members for {} slots", members.len(), plan.members.len());
         ensure!(members.len() <= MAX_MEMBERS as usize, "{} members are too many", members.len());
         let buckets = BUCKETS as usize;

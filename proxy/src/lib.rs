@@ -8,6 +8,7 @@ pub mod content;
 pub mod control;
 pub mod dataplane;
 pub mod drivers;
+pub mod files;
 pub mod io;
 pub mod logging;
 pub mod metrics;

@@ -53,6 +53,9 @@ fn execute(command: Command) -> Result<()> {
         Command::Weight(args) => weight(&args),
         Command::Pki(command) => make_certificates(command),
         Command::Steer(command) => steer(command),
+        Command::Deny(command) => cli::abuse::deny(command, &mut stdout()),
+        Command::Limit(command) => cli::abuse::limit(&command, &mut stdout()),
+        Command::Cookies(command) => cli::abuse::cookies(&command, &mut stdout()),
     }
 }
 

@@ -19,6 +19,7 @@ use crate::{
     control::{Request, Response, SteerRequest, WeightRequest},
     dataplane::Mode,
     drivers::{
+        abuse::Abuse,
         cluster::Cluster,
         steering::{SharedDataplane, Snapshot, Steering},
     },
@@ -39,6 +40,7 @@ pub struct Operator {
     pub cluster: Cluster,
     pub steering: Steering,
     pub dataplane: SharedDataplane,
+    pub abuse: Abuse,
     pub weight: WeightStore,
     pub key: SteeringKey,
     /// Of the interface that packets are steered on.
@@ -55,6 +57,9 @@ impl Operator {
             Request::Undrain => self.undrain().await.map(Response::Drain),
             Request::Weight(request) => self.set_weight(request).await.map(Response::Weight),
             Request::Steer(request) => self.steer(&request),
+            Request::Deny(request) => self.abuse.answer_deny(request).map(Response::Deny),
+            Request::Limit(request) => self.abuse.answer_limit(&request).map(Response::Limit),
+            Request::Cookies(request) => Ok(Response::Cookies(self.abuse.answer_cookies(&request))),
         };
         answer.unwrap_or_else(|error| Response::Error(format!("{error:#}")))
     }

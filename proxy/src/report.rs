@@ -16,6 +16,7 @@ use tokio::sync::watch;
 
 use crate::{
     drivers::{
+        abuse::Abuse,
         cluster::{ClusterStats, View},
         directory::SharedDirectory,
         steering::{SharedDataplane, Snapshot},
@@ -25,6 +26,7 @@ use crate::{
     scanner::Scanner,
     status::{
         DirectoryStatus, MemberStatus, NodeStatus, ScannerStatus, SourceStatus, Status, SteeringStatus, VipStatus,
+        abuse::AbuseStatus,
     },
     transport::TransportStats,
     weight::WeightStore,
@@ -41,6 +43,7 @@ pub struct Reporter {
     pub scanner: Scanner,
     pub dataplane: SharedDataplane,
     pub steering: watch::Receiver<Arc<Snapshot>>,
+    pub abuse: Abuse,
     pub weight: WeightStore,
     pub metrics: Arc<Metrics>,
 }
@@ -83,6 +86,7 @@ impl Reporter {
                 strays: steering.strays,
                 counters: counters.into_iter().map(|(counter, n)| (counter.name().to_owned(), n)).collect(),
             },
+            abuse: self.abuse.status(),
             sessions: sessions.map(|p| (p.name().to_owned(), self.metrics.open_sessions(p))).into_iter().collect(),
         })
     }
@@ -143,16 +147,17 @@ fn members(view: &View, steering: &Snapshot) -> Vec<MemberStatus> {
 /// What is read at each scrape rather than counted by us.
 pub fn collector(
     dataplane: SharedDataplane,
-    steering: watch::Receiver<Arc<Snapshot>>,
+    (steering, abuse): (watch::Receiver<Arc<Snapshot>>, Abuse),
     (transport, cluster): (Arc<TransportStats>, Arc<ClusterStats>),
     directory: SharedDirectory,
 ) -> Box<dyn Collector> {
-    Box::new(AtScrape { dataplane, steering, transport, cluster, directory })
+    Box::new(AtScrape { dataplane, steering, abuse, transport, cluster, directory })
 }
 
 struct AtScrape {
     dataplane: SharedDataplane,
     steering: watch::Receiver<Arc<Snapshot>>,
+    abuse: Abuse,
     transport: Arc<TransportStats>,
     cluster: Arc<ClusterStats>,
     directory: SharedDirectory,
@@ -189,7 +194,8 @@ impl Collector for AtScrape {
         gauge(&mut encoder, "directory_users", "Users of all back ends", users)?;
         gauge(&mut encoder, "directory_conflicts", "Addresses that several back ends claim", conflicts)?;
         let snapshot = Arc::clone(&self.steering.borrow());
-        steering(&mut encoder, &snapshot)
+        steering(&mut encoder, &snapshot)?;
+        abuse(&mut encoder, &self.abuse.status())
     }
 }
 
@@ -204,6 +210,16 @@ fn steering(encoder: &mut DescriptorEncoder<'_>, snapshot: &Snapshot) -> std::fm
     let holdings = usize::try_from(holdings).unwrap_or(usize::MAX);
     gauge(encoder, "steering_holdings", "Buckets in which members may have connections that are others'", holdings)?;
     gauge(encoder, "steering_unreachable", "Members that packets cannot be sent to", unreachable)
+}
+
+fn abuse(encoder: &mut DescriptorEncoder<'_>, status: &AbuseStatus) -> std::fmt::Result {
+    let AbuseStatus { denied_prefixes, limit, cookies } = status;
+    let number = |n: u64| usize::try_from(n).unwrap_or(usize::MAX);
+    gauge(encoder, "denied_prefixes", "Prefixes on the deny list", *denied_prefixes)?;
+    let rate = number(limit.new_connections_per_second.into());
+    gauge(encoder, "new_connection_limit", "New connections per second and source prefix; 0: any number", rate)?;
+    gauge(encoder, "syn_cookies", "1 while new connections are answered by SYN cookies", usize::from(cookies.sending))?;
+    gauge(encoder, "syns_per_second", "SYNs for this front end, lately", number(cookies.syns_per_second))
 }
 
 fn family<'a>(

@@ -30,6 +30,7 @@ use crate::{
     control::Control,
     dataplane::{self, Dataplane, InterfaceSettings, ProgramLog},
     drivers::{
+        abuse::{self, Abuse},
         cluster::{Settings, own_node},
         directory::{DirectoryDriver, SharedDirectory},
         listen::{Accepted, Listening},
@@ -72,6 +73,7 @@ struct Prepared {
     /// Who the agents are told to push to.
     front_ends: watch::Sender<Vec<SocketAddr>>,
     dataplane: SharedDataplane,
+    abuse: (Abuse, abuse::Maps),
     logger: ProgramLog,
     announcer: Announcer,
     steering: steering::Settings,
@@ -165,11 +167,12 @@ async fn prepare(config: &Config, identity: &Identity, with_tls: bool) -> Result
     let settings = Settings::new(config.pool.seeds.clone(), config.pool.vips.clone())?;
     let (dataplane, logger) = prepare_dataplane(config, &interface, with_tls)?;
     let dataplane = SharedDataplane::new(dataplane);
+    let abuse = Abuse::open(&config.node.name, &config.node.state_dir, config.abuse, dataplane.clone())?;
     let link =
         Link { index: interface.index, mtu: interface.mtu, encapsulation_port: config.steering.encapsulation_port };
     let services = listening_sockets(&sockets.listeners)?;
     let steering = steering::Settings { key: config.pool.key, vips: config.pool.vips.clone(), services, here, link };
-    Ok(Prepared { me, settings, sockets, directory, front_ends, dataplane, logger, announcer, steering, weight })
+    Ok(Prepared { me, settings, sockets, directory, front_ends, dataplane, abuse, logger, announcer, steering, weight })
 }
 
 fn prepare_dataplane(config: &Config, interface: &Interface, with_tls: bool) -> Result<(Dataplane, ProgramLog)> {

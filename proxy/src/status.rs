@@ -8,9 +8,11 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
+pub mod abuse;
 pub mod drain;
 pub mod steering;
 
+use abuse::AbuseStatus;
 use drain::{DrainState, DrainStatus, WeightStatus};
 
 /// A front end, its pool and what it serves.
@@ -23,6 +25,7 @@ pub struct Status {
     pub directory: DirectoryStatus,
     pub scanner: ScannerStatus,
     pub steering: SteeringStatus,
+    pub abuse: AbuseStatus,
     pub sessions: BTreeMap<String, i64>,
 }
 
@@ -153,6 +156,10 @@ impl fmt::Display for Status {
             f,
             "Steering:  {interface}: {connections} connections, {strays} of them in others' buckets{settling}"
         )?;
+        let AbuseStatus { denied_prefixes, limit, cookies } = &self.abuse;
+        writeln!(f, "Denied:    {denied_prefixes} prefixes")?;
+        writeln!(f, "Limit:     {limit}")?;
+        writeln!(f, "Floods:    {cookies}")?;
         write!(f, "Packets:   {}", counters.join(", "))
     }
 }

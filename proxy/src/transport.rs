@@ -107,6 +107,8 @@ pub enum StreamKind {
     Directory = 1,
     /// What front ends tell each other of their connections.
     Steering = 2,
+    /// The deny list between front ends.
+    Deny = 3,
 }
 
 impl StreamKind {
@@ -114,6 +116,7 @@ impl StreamKind {
         match byte {
             1 => Some(Self::Directory),
             2 => Some(Self::Steering),
+            3 => Some(Self::Deny),
             _ => None,
         }
     }

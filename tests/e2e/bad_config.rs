@@ -85,7 +85,7 @@ fn elsewhere<'a>(lab: &Lab, host: &str, more: &[(&'a str, &'a str)]) -> anyhow::
         (format!("{own}/state"), format!("{other}/state")),
         (format!("{own}/control.sock"), format!("{other}/control.sock")),
         (format!("{own}/bpf"), "/sys/fs/bpf".to_owned()),
-        ("listen = \"10.77.0.11:7400\"".to_owned(), format!("listen = \"{}:7400\"", host.v4())),
+        ("listen = \"10.77.0.11:7400\"".to_owned(), format!("listen = \"{}:7400\"", lab.spec().v4(host))),
     ];
     replace.extend(more.iter().map(|(old, new)| ((*old).to_owned(), (*new).to_owned())));
     Ok(replace)
@@ -110,7 +110,7 @@ fn port_in_use(lab: &Lab) -> anyhow::Result<()> {
 
 /// Every port is taken before anything is attached: the last one as well as the first.
 fn metrics_port_in_use(lab: &Lab) -> anyhow::Result<()> {
-    let dovecot = format!("metrics_listen = \"{}:110\"", "be1".parse::<Host>()?.v4());
+    let dovecot = format!("metrics_listen = \"{}:110\"", lab.spec().v4("be1".parse()?));
     let free = [
         ("port = 25", "port = 2525"),
         ("port = 143", "port = 2143"),

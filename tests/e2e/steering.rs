@@ -8,6 +8,11 @@ use crate::Test;
 
 pub(crate) const TESTS: &[Test] = &[("steering::ten_thousand_connections", ten_thousand_connections)];
 pub(crate) const CLOSING_TESTS: &[Test] = &[("steering::no_bad_checksum_anywhere", no_bad_checksum_anywhere)];
+/// The same for the other labs.
+pub(crate) const CLOSING_TESTS_OF_LARGE: &[Test] =
+    &[("steering_crowd::no_bad_checksum_anywhere", no_bad_checksum_anywhere)];
+pub(crate) const CLOSING_TESTS_OF_APART: &[Test] =
+    &[("steering_apart::no_bad_checksum_anywhere", no_bad_checksum_anywhere)];
 
 const CONNECTIONS: u32 = 10_000;
 /// Of a front end's equal share.
@@ -25,8 +30,8 @@ fn ten_thousand_connections(lab: &Lab) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The value of one counter of /proc/net/snmp.
-fn snmp(text: &str, protocol: &str, counter: &str) -> Option<u64> {
+/// The value of one counter of /proc/net/snmp or /proc/net/netstat.
+pub(crate) fn snmp(text: &str, protocol: &str, counter: &str) -> Option<u64> {
     let mut lines = text.lines().filter_map(|line| line.strip_prefix(protocol)?.strip_prefix(": "));
     let column = lines.next()?.split(' ').position(|name| name == counter)?;
     lines.next()?.split(' ').nth(column)?.parse().ok()

@@ -79,6 +79,20 @@ fn what_is_missing_is_named() {
 }
 
 #[test]
+fn limits_are_read_and_checked() {
+    let (files, line) = (Files::new(), GOOD.lines().count() + 2);
+    let config = files.load(&format!("{GOOD}[abuse]\nnew_connections_per_second = 0\nprefix_v6 = 64\n")).unwrap();
+    assert_eq!((config.abuse.limit.per_second, config.abuse.limit.prefix_v6), (None, 64));
+    for (key, value) in
+        [("prefix_v4", 0), ("prefix_v4", 288), ("prefix_v6", 65), ("new_connections_per_second", 100_000_000)]
+    {
+        let problems = files.load(&format!("{GOOD}[abuse]\n{key} = {value}\n")).unwrap_err().problems;
+        let told: Vec<_> = problems.iter().map(|p| (p.line, p.key.as_str())).collect();
+        assert_eq!(told, [(Some(line), &*format!("abuse.{key}"))], "{value}");
+    }
+}
+
+#[test]
 fn a_pool_key_is_32_hexadecimal_digits() {
     let files = Files::new();
     std::fs::write(files.0.path().join("pool.key"), "0123").unwrap();
@@ -111,6 +125,10 @@ fn the_documented_defaults_are_true() {
         ("steering.encapsulation_port", config.steering.encapsulation_port.to_string()),
         ("steering.weight", config.steering.weight.to_string()),
         ("steering.bpffs", format!("{:?}", config.steering.bpffs)),
+        ("abuse.new_connections_per_second", config.abuse.limit.per_second.unwrap().to_string()),
+        ("abuse.prefix_v4", config.abuse.limit.prefix_v4.to_string()),
+        ("abuse.prefix_v6", config.abuse.limit.prefix_v6.to_string()),
+        ("abuse.syn_cookies_above", config.abuse.syn_cookies_above.to_string()),
         ("node.shutdown_grace", seconds(config.node.shutdown_grace)),
         ("node.state_dir", format!("{:?}", config.node.state_dir)),
         ("node.control_socket", format!("{:?}", config.node.control_socket)),

@@ -7,7 +7,10 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
-use aya::{Ebpf, maps::Map};
+use aya::{
+    Ebpf,
+    maps::{Map, MapData},
+};
 use memmap2::{MmapOptions, MmapRaw};
 use proxy_common::maps::Control;
 
@@ -22,6 +25,11 @@ impl<T: Copy> Mapped<T> {
     /// Maps the array `name`, which has `length` values of `T`. An element of the array may be several of them.
     pub(super) fn new(ebpf: &Ebpf, name: &str, length: usize) -> Result<Self> {
         let Some(Map::Array(data)) = ebpf.map(name) else { bail!("the program has no array {name}") };
+        Self::of(data, name, length)
+    }
+
+    /// As [`Mapped::new`], of a map that is in hand.
+    pub(super) fn of(data: &MapData, name: &str, length: usize) -> Result<Self> {
         // The kernel rounds elements up to 8 octets; those of proxy-common are that long already.
         let size = (length * size_of::<T>()).next_multiple_of(4096);
         let memory = MmapOptions::new()
@@ -66,6 +74,12 @@ impl Mapped<Control> {
         // These have setters of their own, which store one word.
         (control.table, control.alive_until) = (table, alive_until);
         self.write(0, control);
+    }
+
+    /// Sets the flags by one store: no packet sees one of them without the others.
+    pub(super) fn set_flags(&self, flags: u32) {
+        // SAFETY: as in `set_table`.
+        unsafe { write_volatile(&raw mut (*self.element(0)).flags, flags) }
     }
 
     /// Puts another table in force.

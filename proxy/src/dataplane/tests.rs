@@ -1,6 +1,7 @@
 //! The packet table: packet in, verdict and packet out, asked of the kernel by `BPF_PROG_TEST_RUN`.
 
 mod abuse;
+mod deny;
 mod encapsulation;
 mod family;
 mod fragments;
@@ -45,6 +46,8 @@ const FAR4: Ipv4Addr = Ipv4Addr::new(10, 88, 0, 14);
 const FAR6: Ipv6Addr = Ipv6Addr::new(0xfd88, 0, 0, 0, 0, 0, 0, 0x15);
 const OUTER_PORT: u16 = 6_080;
 const MTU: u16 = 1_500;
+/// Hop limit of a packet that the last of a chain is asked about (the table in `proxy_common::steer`).
+const ASKED_LAST: u8 = 2;
 
 /// Slots of the fixture's plan: this machine, two on its segment, one by IPv4 and one by IPv6 beyond a router.
 const SELF: u8 = 0;
@@ -197,8 +200,9 @@ impl Drop for Fixture {
     fn drop(&mut self) {
         // SAFETY: it is not used again.
         let dataplane = unsafe { ManuallyDrop::take(&mut self.dataplane) };
-        // A test that failed may have left anything.
-        if !std::thread::panicking() {
+        // A test that failed may have left anything, and some take maps away.
+        let whole = dataplane.programs.iter().all(|instance| instance.ebpf.map(maps::DENY_FILTER).is_some());
+        if whole && !std::thread::panicking() {
             LOADED.lock().unwrap_or_else(PoisonError::into_inner).push(dataplane);
         }
     }

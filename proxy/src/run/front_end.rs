@@ -15,6 +15,7 @@ use crate::{
     config::Config,
     dataplane::ProgramLog,
     drivers::{
+        abuse::Abuse,
         announcer,
         cluster::{Cluster, View},
         directory::DirectoryDriver,
@@ -43,6 +44,7 @@ pub(super) struct FrontEnd {
     steered: JoinHandle<()>,
     listening: Listening,
     directory: Arc<DirectoryDriver>,
+    abuse: Abuse,
     transport: Transport,
     background: Vec<JoinHandle<()>>,
 }
@@ -55,8 +57,19 @@ impl FrontEnd {
         connector: TlsConnector,
         started: Instant,
     ) -> Self {
-        let Prepared { me, settings, sockets, directory, front_ends, dataplane, logger, announcer, steering, weight } =
-            prepared;
+        let Prepared {
+            me,
+            settings,
+            sockets,
+            directory,
+            front_ends,
+            dataplane,
+            abuse: (abuse, deny_maps),
+            logger,
+            announcer,
+            steering,
+            weight,
+        } = prepared;
         let Sockets { listeners, metrics: metrics_listener, transport, incoming, control } = sockets;
         let mac = me.mac;
         let streams = streams::divide(incoming.streams);
@@ -64,6 +77,7 @@ impl FrontEnd {
         let (steering, steered) =
             Steering::spawn(steering, dataplane.clone(), cluster.clone(), transport.clone(), streams.steering);
 
+        let defence = abuse.spawn(deny_maps, transport.clone(), cluster.view(), streams.deny);
         let metrics = Arc::new(Metrics::default());
         let listening = Listening::new(Arc::clone(&metrics));
         let scanner = Scanner::new(config.clamd.clone());
@@ -73,7 +87,12 @@ impl FrontEnd {
 
         if let Some(listener) = metrics_listener {
             let stats = (transport.stats(), cluster.stats());
-            let collector = report::collector(dataplane.clone(), steering.snapshot(), stats, directory.directory());
+            let collector = report::collector(
+                dataplane.clone(),
+                (steering.snapshot(), abuse.clone()),
+                stats,
+                directory.directory(),
+            );
             tokio::spawn(metrics::serve(listener, metrics::registry(&metrics, vec![collector])));
         }
         let reporter = Reporter {
@@ -85,13 +104,22 @@ impl FrontEnd {
             scanner,
             dataplane: dataplane.clone(),
             steering: steering.snapshot(),
+            abuse: abuse.clone(),
             weight: weight.clone(),
             metrics,
         };
         let key = config.pool.key;
-        let (cluster_too, steering_too) = (cluster.clone(), steering.clone());
-        let operator = Operator { reporter, cluster: cluster_too, steering: steering_too, dataplane, weight, key, mac };
-        let background = vec![
+        let operator = Operator {
+            reporter,
+            cluster: cluster.clone(),
+            steering: steering.clone(),
+            dataplane,
+            abuse: abuse.clone(),
+            weight,
+            key,
+            mac,
+        };
+        let mut background = vec![
             tokio::spawn(tell_front_ends(cluster.view(), front_ends)),
             tokio::spawn(announcer::run(announcer, cluster.view())),
             tokio::spawn(log_exceptions(logger)),
@@ -99,7 +127,8 @@ impl FrontEnd {
             tokio::spawn(gossip::run(cluster.clone(), directory.directory(), digests)),
             tokio::spawn(control.run(move |request| operator.clone().answer(request))),
         ];
-        Self { cluster, steering, steered, listening, directory, transport, background }
+        background.extend(defence);
+        Self { cluster, steering, steered, listening, directory, abuse, transport, background }
     }
 
     /// First the others must stop sending us new connections; then ours may end, within `grace`.
@@ -124,6 +153,9 @@ impl FrontEnd {
         }
         if let Err(error) = self.directory.store_now().await {
             warn!(error = format!("{error:#}"), "failed to store the directory");
+        }
+        if let Err(error) = self.abuse.store_now().await {
+            warn!(error = format!("{error:#}"), "failed to store the deny list");
         }
         self.background.iter().for_each(JoinHandle::abort);
         self.transport.shutdown().await;

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::PathBuf;
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, anyhow, ensure};
 use serde_json::Value;
 
 use super::network::INTERFACE;
@@ -25,6 +25,37 @@ impl Lab {
             }
         }
         anyhow::bail!("{VIP} is at {owner}, which is no front end")
+    }
+
+    /// The hardware address of a host's interface `eth0`.
+    ///
+    /// # Errors
+    /// If there is no such host.
+    pub fn mac(&self, host: &str) -> anyhow::Result<[u8; 6]> {
+        let links = self.json(host, &["ip", "-json", "link", "show", "dev", INTERFACE])?;
+        let text = links[0]["address"].as_str().with_context(|| format!("{host} has no hardware address"))?;
+        let octets: Vec<u8> = text.split(':').map(|octet| u8::from_str_radix(octet, 16)).collect::<Result<_, _>>()?;
+        octets.try_into().map_err(|_wrong| anyhow!("{text} is no hardware address"))
+    }
+
+    /// One counter of the XDP program of front end `number`.
+    ///
+    /// # Errors
+    /// If the daemon does not answer or has no such counter.
+    pub fn counter(&self, number: u8, name: &str) -> anyhow::Result<u64> {
+        let stats = self.cli_json(number, &["steer", "stats"])?;
+        let counters = stats["counters"].as_array().with_context(|| format!("no counters: {stats}"))?;
+        let counter = counters.iter().find(|counter| counter["name"] == name);
+        let total = counter.and_then(|counter| counter["total"].as_u64());
+        total.with_context(|| format!("no counter {name}: {stats}"))
+    }
+
+    /// One counter of all front ends that were started.
+    ///
+    /// # Errors
+    /// If a daemon does not answer.
+    pub fn counter_of_all(&self, name: &str) -> anyhow::Result<u64> {
+        self.started().into_iter().map(|number| self.counter(number, name)).sum()
     }
 
     /// Ports of clients whose connections to a port of front end `number` are established there.

@@ -1,13 +1,13 @@
 //! Who besides a bucket's owner may have connections of it.
 //!
-//! A chain is made for the buckets of this machine only, since only the owner asks: the former owners that it
-//! remembers, newest first; then the members that say that they hold the bucket; and, in a bucket that has just moved, whoever
+//! A chain is made for the buckets of this machine only, since only the owner asks. If there are too many, these come
+//! first: the former owners that it remembers, the newest first; then the members that say that they hold the bucket; and, in a bucket that has just moved, whoever
 //! has not confirmed the view yet. Such a one may have seen other changes than this machine has, by which it was the
 //! bucket's owner in between, unknown to anybody who saw these changes in another order.
 
 use std::sync::Arc;
 
-use proxy_common::maps::{BUCKETS, Chain, MAX_CHAIN, NO_SLOT, Owner};
+use proxy_common::maps::{Chain, MAX_CHAIN, NO_SLOT, Owner};
 use roaring::RoaringBitmap;
 
 use super::Plan;
@@ -39,6 +39,14 @@ impl Links {
             self.length += 1;
         }
     }
+
+    /// In the order of slots: a packet may be on its way to one of them while the chain is made anew, and its owner goes
+    /// on behind that one. Members may leave the chain, but must not change places.
+    fn chain(mut self, lately: bool) -> Chain {
+        let members = &mut self.slots[..self.length];
+        members.sort_unstable();
+        if members.is_empty() { Chain::EMPTY } else { Chain::new(members.iter().copied(), lately) }
+    }
 }
 
 impl Evidence<'_> {
@@ -59,7 +67,7 @@ impl Evidence<'_> {
             let (before, from) = self.unconfirmed.split_at(start);
             from.iter().chain(before).for_each(|slot| links.add(*slot));
         }
-        if links.length == 0 { Chain::EMPTY } else { Chain::new(links.slots, !self.pasts.is_empty()) }
+        links.chain(!self.pasts.is_empty())
     }
 
     /// The whole plan.
@@ -70,10 +78,10 @@ impl Evidence<'_> {
             own_slot: self.view.own_slot,
             owners,
             successors: self.view.table.successors.clone(),
-            chains: vec![Chain::EMPTY; BUCKETS as usize],
+            chains: vec![Chain::EMPTY; self.view.table.owners.len()],
             settling,
         };
-        for bucket in (0..BUCKETS).filter(|bucket| self.view.owns(*bucket)) {
+        for bucket in self.view.buckets().filter(|bucket| self.view.owns(*bucket)) {
             plan.link(bucket, self.chain(bucket));
         }
         plan
@@ -100,15 +108,14 @@ impl Plan {
         self.owners[bucket as usize] = Owner::new(self.own_slot, chain != Chain::EMPTY);
     }
 
-    /// A plan without members: nothing is steered by it.
-    pub(super) fn empty() -> Self {
-        let all = BUCKETS as usize;
+    /// The plan before the first view: it has no buckets.
+    pub(super) fn none() -> Self {
         Self {
             members: Vec::new(),
             own_slot: NO_SLOT,
-            owners: vec![Owner::new(NO_SLOT, false); all],
-            successors: vec![NO_SLOT; all],
-            chains: vec![Chain::EMPTY; all],
+            owners: Vec::new(),
+            successors: Vec::new(),
+            chains: Vec::new(),
             settling: true,
         }
     }

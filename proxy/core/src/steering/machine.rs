@@ -6,7 +6,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use proxy_common::maps::BUCKETS;
+use proxy_common::maps::BUCKET_BITS;
 use roaring::RoaringBitmap;
 
 use self::own::Own;
@@ -41,6 +41,8 @@ struct Past {
 #[derive(Debug)]
 pub struct Machine {
     me: String,
+    /// log2 of the buckets.
+    bits: u32,
     view: Option<View>,
     /// Newest first.
     pasts: VecDeque<Past>,
@@ -60,15 +62,21 @@ impl Machine {
     /// The machine of the front end `me`, which knows nobody yet.
     #[must_use]
     pub fn new(me: &str) -> Self {
+        Self::with_buckets(me, BUCKET_BITS)
+    }
+
+    /// A machine with `1 << bits` buckets, for simulations; [`BUCKET_BITS`] at the most.
+    pub(super) fn with_buckets(me: &str, bits: u32) -> Self {
         Self {
             me: me.to_owned(),
+            bits,
             view: None,
             pasts: VecDeque::new(),
             entered: None,
             confirmed_since: None,
             told: Told::default(),
             own: Own::new(),
-            plan: Arc::new(Plan::empty()),
+            plan: Arc::new(Plan::none()),
             apply: false,
             count: false,
             tell: None,
@@ -85,7 +93,7 @@ impl Machine {
         if self.view.as_ref().is_some_and(|view| view.members == sorted) {
             return Ok(());
         }
-        let view = View::new(&self.me, sorted)?;
+        let view = View::new(&self.me, sorted, self.bits)?;
         self.told.prune(now, self.view.as_ref(), &view);
         if let Some(old) = self.view.replace(view) {
             self.pasts.push_front(Past { view: old, left: now });
@@ -119,7 +127,7 @@ impl Machine {
     /// not: the answer to [`Action::Enumerate`], which must be listed after that was asked for.
     pub fn handle_sockets(&mut self, now: Instant, buckets: impl IntoIterator<Item = u32>) {
         let Some(view) = &self.view else { return };
-        let buckets = buckets.into_iter().filter(|bucket| *bucket < BUCKETS).collect();
+        let buckets = buckets.into_iter().filter(|bucket| view.buckets().contains(bucket)).collect();
         self.own.handle_connections(now, view, buckets);
         self.poll_own(now);
     }
@@ -161,7 +169,7 @@ impl Machine {
         !self.plan.settling
     }
 
-    /// The plan in force.
+    /// The plan in force; without buckets before the first view.
     #[must_use]
     pub fn plan(&self) -> &Arc<Plan> {
         &self.plan
@@ -238,7 +246,7 @@ impl Machine {
     /// Makes the chains of some buckets anew.
     fn revise(&mut self, buckets: &RoaringBitmap) {
         let Some(view) = &self.view else { return };
-        let mut plan = std::mem::replace(&mut self.plan, Arc::new(Plan::empty()));
+        let mut plan = std::mem::replace(&mut self.plan, Arc::new(Plan::none()));
         let changed = self.evidence(view, plan.settling).revise(&mut plan, buckets);
         self.plan = plan;
         self.apply |= changed;
@@ -257,5 +265,5 @@ impl Machine {
 /// Buckets of others that were this machine's under a former view.
 fn lately(view: &View, pasts: &VecDeque<Past>) -> RoaringBitmap {
     let was = |bucket: &u32| !view.owns(*bucket) && pasts.iter().any(|past| past.view.owns(*bucket));
-    (0..BUCKETS).filter(was).collect()
+    view.buckets().filter(was).collect()
 }

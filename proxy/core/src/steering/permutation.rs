@@ -1,15 +1,12 @@
 //! A keyed permutation of the buckets, for each member another one.
 
-use proxy_common::maps::{BUCKET_BITS, BUCKETS};
-
-const MASK: u32 = BUCKETS - 1;
-/// A shift by half of the bits or more undoes itself.
-const SHIFT: u32 = BUCKET_BITS / 2;
 const ROUNDS: usize = 4;
 
-/// Where a member ranks each bucket: a bijection of `0..BUCKETS`, as good as random to the eye of another member's.
+/// Where a member ranks each bucket: a bijection of `0..1 << bits`, as good as random to the eye of another member's.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Permutation {
+    mask: u32,
+    shift: u32,
     rounds: [Round; ROUNDS],
 }
 
@@ -21,21 +18,22 @@ struct Round {
 }
 
 impl Permutation {
-    pub(super) fn new(key: u64) -> Self {
+    pub(super) fn new(key: u64, bits: u32) -> Self {
         let mut state = key;
         let rounds = std::array::from_fn(|_| {
             state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
             Round::new(mix(state))
         });
-        Self { rounds }
+        // A shift by half of the bits or more undoes itself.
+        Self { mask: (1 << bits) - 1, shift: bits.div_ceil(2), rounds }
     }
 
     /// The rank of a bucket.
     #[inline]
     pub(super) fn rank(&self, bucket: u32) -> u32 {
         self.rounds.iter().fold(bucket, |x, round| {
-            let x = x.wrapping_add(round.offset).wrapping_mul(round.factor) & MASK;
-            x ^ (x >> SHIFT)
+            let x = x.wrapping_add(round.offset).wrapping_mul(round.factor) & self.mask;
+            x ^ (x >> self.shift)
         })
     }
 
@@ -43,8 +41,8 @@ impl Permutation {
     #[inline]
     pub(super) fn bucket(&self, rank: u32) -> u32 {
         self.rounds.iter().rev().fold(rank, |x, round| {
-            let x = x ^ (x >> SHIFT);
-            x.wrapping_mul(round.inverse).wrapping_sub(round.offset) & MASK
+            let x = x ^ (x >> self.shift);
+            x.wrapping_mul(round.inverse).wrapping_sub(round.offset) & self.mask
         })
     }
 }
@@ -53,7 +51,7 @@ impl Round {
     #[allow(clippy::cast_possible_truncation, reason = "some bits are what is wanted")]
     fn new(random: u64) -> Self {
         let factor = (random >> 32) as u32 | 1;
-        Self { factor, inverse: inverse(factor), offset: random as u32 & MASK }
+        Self { factor, inverse: inverse(factor), offset: random as u32 }
     }
 }
 
@@ -79,14 +77,16 @@ pub(super) const fn mix(mut x: u64) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use proxy_common::maps::BUCKET_BITS;
+
     use super::*;
 
     #[test]
     fn every_bucket_has_its_rank_and_back() {
-        for key in [0, 1, u64::MAX, 0x1234_5678_9abc_def0] {
-            let permutation = Permutation::new(key);
-            let mut seen = vec![false; BUCKETS as usize];
-            for bucket in 0..BUCKETS {
+        for (key, bits) in [(0, BUCKET_BITS), (1, BUCKET_BITS), (u64::MAX, BUCKET_BITS), (0x1234_5678_9abc_def0, 7)] {
+            let permutation = Permutation::new(key, bits);
+            let mut seen = vec![false; 1 << bits];
+            for bucket in 0..1 << bits {
                 let rank = permutation.rank(bucket);
                 assert!(!std::mem::replace(&mut seen[rank as usize], true), "{rank} is the rank of two buckets");
                 assert_eq!(permutation.bucket(rank), bucket);

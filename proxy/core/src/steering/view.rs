@@ -1,6 +1,7 @@
 //! The members at one time, and the table that they make.
 
 use std::hash::Hasher as _;
+use std::ops::Range;
 
 use proxy_common::maps::{MAX_MEMBERS, NO_SLOT};
 use siphasher::sip::SipHasher13;
@@ -33,19 +34,24 @@ impl Translation {
 impl View {
     /// # Errors
     /// [`TooManyMembers`].
-    pub(super) fn new(me: &str, mut members: Vec<Member>) -> Result<Self, TooManyMembers> {
+    pub(super) fn new(me: &str, mut members: Vec<Member>, bits: u32) -> Result<Self, TooManyMembers> {
         if members.len() > MAX_MEMBERS as usize {
             return Err(TooManyMembers(members.len()));
         }
         members.sort_by(|a, b| a.name.cmp(&b.name));
         let own_slot = slots(&members).find(|(_, member)| member.name == me).map_or(NO_SLOT, |(slot, _)| slot);
-        let table = Table::build(&members, own_slot);
+        let table = Table::build(&members, own_slot, bits);
         Ok(Self { hash: hash(&members), members, own_slot, table })
     }
 
     /// Slots and members without this machine.
     pub(super) fn others(&self) -> impl Iterator<Item = (u8, &Member)> {
         slots(&self.members).filter(|(slot, _)| *slot != self.own_slot)
+    }
+
+    #[allow(clippy::cast_possible_truncation, reason = "a table has no more than BUCKETS")]
+    pub(super) fn buckets(&self) -> Range<u32> {
+        0..self.table.owners.len() as u32
     }
 
     pub(super) fn owns(&self, bucket: u32) -> bool {

@@ -1,11 +1,12 @@
 use std::collections::BTreeMap;
 
 use proxy_common::hash::{SteeringKey, hash_v4};
-use proxy_common::maps::{BUCKET_BITS, MAX_MEMBERS};
+use proxy_common::maps::MAX_MEMBERS;
 use rand::rngs::SmallRng;
 use rand::{RngExt as _, SeedableRng as _};
 
 use super::*;
+use crate::steering::Standing;
 
 fn member(name: String, weight: u16) -> Member {
     Member { name, generation: 1, revision: 0, weight, standing: Standing::Active }
@@ -19,12 +20,12 @@ fn pool(prefix: &str, size: usize) -> Vec<Member> {
 }
 
 fn owners(members: &[Member]) -> Vec<u8> {
-    Table::build(members, NO_SLOT).owners
+    Table::build(members, NO_SLOT, BUCKET_BITS).owners
 }
 
 /// The definition, bucket by bucket.
 fn by_definition(members: &[Member]) -> Vec<u8> {
-    let all = candidates(members, NO_SLOT);
+    let all = candidates(members, NO_SLOT, BUCKET_BITS);
     let lowest = |bucket| all.iter().min_by_key(|candidate| candidate.bid_for(bucket));
     (0..BUCKETS).map(|bucket| lowest(bucket).map_or(NO_SLOT, |candidate| candidate.slot)).collect()
 }
@@ -72,6 +73,15 @@ fn the_logarithm_is_one() {
 }
 
 #[test]
+fn rounded_costs_keep_their_order() {
+    for weight in [1, 100, 101, 32_768, 65_535] {
+        let costs: Vec<_> = LOGARITHMS.iter().map(|logarithm| cost(*logarithm, price(weight))).collect();
+        assert!(costs.is_sorted_by(|a, b| a < b), "two ranks of weight {weight} cost as much");
+        assert!(costs.iter().all(|cost| cost >> (u32::BITS - BIDDER_BITS) == 0));
+    }
+}
+
+#[test]
 fn the_walk_gives_what_the_definition_says() {
     let mut rng = SmallRng::seed_from_u64(7);
     for round in 0..12 {
@@ -82,7 +92,7 @@ fn the_walk_gives_what_the_definition_says() {
             member.standing = [Standing::Active, Standing::Active, Standing::Draining][rng.random_range(0..3)];
         }
         let me = rng.random_range(0..size);
-        let table = Table::build(&members, u8::try_from(me).unwrap());
+        let table = Table::build(&members, u8::try_from(me).unwrap(), BUCKET_BITS);
         assert!(table.owners == by_definition(&members), "round {round}");
         let rest = without(&members, me);
         let next = by_definition(&rest);
@@ -152,7 +162,7 @@ fn the_dead_members_buckets_are_shared_as_evenly() {
     for size in [5, 16] {
         let members = pool("heir", size);
         for me in 0..size {
-            let table = Table::build(&members, u8::try_from(me).unwrap());
+            let table = Table::build(&members, u8::try_from(me).unwrap(), BUCKET_BITS);
             let mut heirs = BTreeMap::new();
             for slot in table.successors.iter().filter(|slot| **slot != NO_SLOT) {
                 *heirs.entry(slot).or_insert(0_usize) += 1;
@@ -170,7 +180,7 @@ fn the_dead_members_buckets_are_shared_as_evenly() {
 fn members_are_independent_of_each_other() {
     let mut worst: f64 = 0.0;
     for pair in 0..200 {
-        let permutations = [0, 1].map(|n| Permutation::new(identity(&format!("fe{}", 2 * pair + n))));
+        let permutations = [0, 1].map(|n| Permutation::new(identity(&format!("fe{}", 2 * pair + n)), BUCKET_BITS));
         // Buckets where both rank in the first 64th: as many as chance has.
         let low = |p: &Permutation, bucket| p.rank(bucket) < BUCKETS / 64;
         let both = (0..BUCKETS).filter(|&bucket| permutations.iter().all(|p| low(p, bucket))).count();
@@ -197,7 +207,7 @@ fn whoever_is_there_takes_mail() {
     members[2].weight = 0;
     assert_eq!(share(&members, 0), BUCKETS as usize, "all weights are 0: the active one takes mail");
     assert!(owners(&[]).iter().all(|owner| *owner == NO_SLOT));
-    let alone = Table::build(&members[..1], 0);
+    let alone = Table::build(&members[..1], 0, BUCKET_BITS);
     assert!(alone.owners.iter().all(|owner| *owner == 0) && alone.successors.iter().all(|next| *next == NO_SLOT));
 }
 
