@@ -142,7 +142,7 @@ fn parse_weight(text: &str) -> Result<Weight, String> {
 pub enum SteerCommand {
     /// Show the table in force: members, weights, shares, connections
     #[command(
-        after_help = "HOLDINGS are buckets of others in which a front end still has connections. WAY is how packets get there:\ndirect on the same segment, encapsulated beyond it.\n\nExamples:\n  autocluster steer show\n  autocluster steer show --json | jq .members"
+        after_help = "HOLDINGS are buckets of others in which a front end may still have connections. WAY is how packets get there:\ndirect on the same segment, encapsulated beyond it.\n\nExamples:\n  autocluster steer show\n  autocluster steer show --json | jq .members"
     )]
     Show(StatusArgs),
     /// Show packets by verdict and reason, for each CPU

@@ -208,7 +208,7 @@ fn steering(encoder: &mut DescriptorEncoder<'_>, snapshot: &Snapshot) -> std::fm
     gauge(encoder, "steering_connections", "Connections that have not ended", snapshot.connections)?;
     gauge(encoder, "steering_strays", "Of them, in buckets of other front ends", snapshot.strays)?;
     let holdings = usize::try_from(holdings).unwrap_or(usize::MAX);
-    gauge(encoder, "steering_holdings", "Buckets in which others have connections that are not theirs", holdings)?;
+    gauge(encoder, "steering_holdings", "Buckets in which members may have connections that are others'", holdings)?;
     gauge(encoder, "steering_unreachable", "Members that packets cannot be sent to", unreachable)
 }
 

@@ -24,16 +24,13 @@ const ASK_EVERY: Duration = Duration::from_secs(1);
 pub fn run(args: &DrainArgs, out: &mut impl Write) -> Result<()> {
     // A part of a second is a whole one: 0 would mean that the drain has failed before it began.
     let limit_s = args.deadline.map(|limit| limit.as_secs() + u64::from(limit.subsec_nanos() > 0));
-    let mut status = ask(args, &Request::Drain { limit_s })?;
+    let status = ask(args, &Request::Drain { limit_s })?;
     if args.wait {
         let live = stdout().is_terminal();
         return wait(out, live, status, || {
             sleep(ASK_EVERY);
             ask(args, &Request::DrainStatus)
         });
-    }
-    if status.connections.is_none() {
-        status = ask(args, &Request::DrainStatus)?;
     }
     writeln!(out, "{status}\nautocluster drain --wait shows how it goes on, autocluster undrain takes it back")
         .context(UNTOLD)
@@ -55,15 +52,16 @@ fn wait(
     mut status: DrainStatus,
     mut next: impl FnMut() -> Result<DrainStatus>,
 ) -> Result<()> {
-    let mut shown = String::new();
+    let mut shown = None;
     loop {
-        let text = status.to_string();
+        // The time that is left is no news where lines stay.
+        let news = Some((status.state, status.connections));
         if live {
-            write!(out, "\r\x1b[K{text}").and_then(|()| out.flush()).context(UNTOLD)?;
-        } else if text != shown {
-            writeln!(out, "{text}").context(UNTOLD)?;
+            write!(out, "\r\x1b[K{status}").and_then(|()| out.flush()).context(UNTOLD)?;
+        } else if news != shown {
+            writeln!(out, "{status}").context(UNTOLD)?;
         }
-        shown = text;
+        shown = news;
         match status.state {
             DrainState::Draining => status = next()?,
             DrainState::Drained => {

@@ -186,9 +186,10 @@ fn forget(dataplane: &mut Dataplane) {
     counts.write_all(0, &vec![0; maps::NEW_CONNECTION_SLOTS as usize]);
     let filter = Mapped::<u64>::new(ebpf, maps::DENY_FILTER, maps::DENY_WORDS as usize).unwrap();
     filter.write_all(0, &vec![0; maps::DENY_WORDS as usize]);
-    let mut fragments =
-        HashMap::<&mut MapData, [u8; size_of::<maps::FragmentKey>()], u32>::try_from(ebpf.map_mut(maps::FRAGMENTS).unwrap())
-            .unwrap();
+    let mut fragments = HashMap::<&mut MapData, [u8; size_of::<maps::FragmentKey>()], u32>::try_from(
+        ebpf.map_mut(maps::FRAGMENTS).unwrap(),
+    )
+    .unwrap();
     let keys: Vec<_> = fragments.keys().collect::<Result<_, _>>().unwrap();
     for key in keys {
         fragments.remove(&key).unwrap();

@@ -64,6 +64,8 @@ pub(super) struct Driver {
     network: Option<Network>,
     /// Members as the program has them, by slot.
     members: Vec<maps::Member>,
+    /// Of how many buckets this node's holdings are.
+    own_holdings: u64,
     /// Buckets that each member owns by the plan.
     shares: BTreeMap<String, u32>,
     census: Option<JoinHandle<Result<Vec<u32>>>>,
@@ -98,6 +100,7 @@ impl Driver {
             next_hops: BTreeMap::new(),
             network: None,
             members: vec![],
+            own_holdings: 0,
             shares: BTreeMap::new(),
             census: None,
             census_again: false,
@@ -170,16 +173,23 @@ impl Driver {
         );
     }
 
+    /// Whoever is answered sees the new state.
     fn handle_command(&mut self, command: Command) {
         // Whoever asked may have gone away meanwhile: then nobody waits for the answer.
         let _unheard = match command {
             Command::Drain(limit, answer) => {
                 self.life.handle_drain(Instant::now(), limit);
+                self.publish();
                 answer.send(()).is_ok()
             }
-            Command::Undrain(answer) => answer.send(self.life.handle_undrain()).is_ok(),
+            Command::Undrain(answer) => {
+                let was_draining = self.life.handle_undrain();
+                self.publish();
+                answer.send(was_draining).is_ok()
+            }
             Command::Stop(answer) => {
                 self.life.handle_stop();
+                self.publish();
                 answer.send(()).is_ok()
             }
         };
@@ -222,7 +232,10 @@ impl Driver {
             match action {
                 Action::Apply(plan) => self.apply(&plan),
                 Action::Enumerate => self.enumerate(Duration::ZERO),
-                Action::Tell(holdings) => self.links.tell(&holdings),
+                Action::Tell(holdings) => {
+                    self.own_holdings = holdings.buckets.len();
+                    self.links.tell(&holdings);
+                }
             }
         }
     }
@@ -356,6 +369,8 @@ impl Driver {
             NodeState::Draining => self.machine.is_settled(),
             NodeState::Joining => true,
         });
+        let others = self.machine.holdings().map(|(name, buckets)| (name.to_owned(), buckets));
+        let own = self.view.iter().map(|view| (view.me.to_string(), self.own_holdings));
         let snapshot = Snapshot {
             version: self.version,
             plan: self.plan.clone(),
@@ -364,7 +379,7 @@ impl Driver {
             takes_nothing,
             connections: self.connections,
             strays: self.machine.strays(),
-            holdings: self.machine.holdings().map(|(name, buckets)| (name.to_owned(), buckets)).collect(),
+            holdings: others.chain(own).collect(),
             shares: self.shares.clone(),
             members: self.members.clone(),
             drain: self.life.drain().copied(),

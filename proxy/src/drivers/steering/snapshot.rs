@@ -22,7 +22,7 @@ pub struct Snapshot {
     pub connections: usize,
     /// Connections in buckets of other front ends.
     pub strays: usize,
-    /// Buckets in which each other member still has connections that are not its own.
+    /// Buckets of others in which each member may still have connections.
     pub holdings: BTreeMap<String, u64>,
     /// Buckets that each member owns.
     pub shares: BTreeMap<String, u32>,
