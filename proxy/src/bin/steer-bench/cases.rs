@@ -142,13 +142,14 @@ impl Path {
     }
 
     /// What the figure of the path is net of; `None` for the empty programs themselves.
-    pub(crate) const fn net_of(self) -> Option<Self> {
-        match self {
-            Self::Empty | Self::EmptyEncapsulated | Self::EmptyEnd => None,
-            Self::Decapsulate => Some(Self::EmptyEncapsulated),
-            Self::Cookie => Some(Self::EmptyEnd),
-            _ => Some(Self::Empty),
-        }
+    pub(crate) fn net_of(self) -> Option<Self> {
+        let empties = [Self::Empty, Self::EmptyEncapsulated, Self::EmptyEnd];
+        let frames = |path| frames(path, Family::V4);
+        let alike = |empty: &Self| {
+            let (own, empty) = (frames(self), frames(*empty));
+            (own.encapsulated, own.moves_end) == (empty.encapsulated, empty.moves_end)
+        };
+        if empties.contains(&self) { None } else { empties.into_iter().find(alike) }
     }
 }
 
@@ -160,46 +161,13 @@ pub(crate) fn all() -> Vec<Case> {
 
 impl Case {
     fn new(path: Path, family: Family) -> Self {
-        let plain = Frames {
-            family,
-            kind: Kind::Established,
-            sources: Sources::Anywhere,
-            to_vip: true,
-            encapsulated: false,
-            moves_end: false,
-        };
-        let syn = Frames { kind: Kind::Syn, ..plain };
-        let checked = State { owners: Owners::Neighbours, deny: true, limit: true, cookies: false };
-        let distant = State { owners: Owners::Distant, ..checked };
-        let own = State { owners: Owners::Own, ..checked };
-        let chained = State { owners: Owners::OwnChained, ..checked };
-        let (frames, state, action, counter) = match path {
-            Path::Empty => (plain, checked, XDP_PASS, None),
-            Path::EmptyEncapsulated => (Frames { encapsulated: true, ..plain }, checked, XDP_PASS, None),
-            Path::EmptyEnd => (Frames { moves_end: true, ..plain }, checked, XDP_PASS, None),
-            Path::FloorMac => (plain, checked, XDP_TX, None),
-            Path::FloorEncapsulate => (plain, distant, XDP_TX, None),
-            Path::Pass => (Frames { to_vip: false, ..plain }, checked, XDP_PASS, Some(Counter::Passed)),
-            Path::SteerUnchecked => {
-                (plain, State { deny: false, limit: false, ..checked }, XDP_TX, Some(Counter::Steered))
-            }
-            Path::Steer => (plain, checked, XDP_TX, Some(Counter::Steered)),
-            Path::SteerSyn => (syn, checked, XDP_TX, Some(Counter::SteeredNew)),
-            Path::Encapsulate => (plain, distant, XDP_TX, Some(Counter::Steered)),
-            Path::EncapsulateSyn => (syn, distant, XDP_TX, Some(Counter::SteeredNew)),
-            Path::Decapsulate => (Frames { encapsulated: true, ..plain }, own, XDP_PASS, Some(Counter::Own)),
-            Path::Own => (plain, own, XDP_PASS, Some(Counter::Own)),
-            Path::OwnSyn => (syn, own, XDP_PASS, Some(Counter::OwnNew)),
-            Path::OwnFound => (Frames { sources: Sources::Connected, ..plain }, chained, XDP_PASS, Some(Counter::Own)),
-            Path::OwnNotFound => {
-                (Frames { sources: Sources::Unconnected, ..plain }, chained, XDP_TX, Some(Counter::HandedOn))
-            }
-            Path::Denied => (Frames { sources: Sources::Denied, ..plain }, checked, XDP_DROP, Some(Counter::Denied)),
-            Path::Cookie => {
-                (Frames { moves_end: true, ..syn }, State { cookies: true, ..own }, XDP_TX, Some(Counter::CookieSent))
-            }
-        };
-        Self { path, target: target(path, family), frames, state, expected: (action, counter) }
+        Self {
+            path,
+            target: target(path, family),
+            frames: frames(path, family),
+            state: state(path),
+            expected: expected(path),
+        }
     }
 
     pub(crate) const fn prologue(&self) -> Prologue {
@@ -217,6 +185,71 @@ impl Case {
     }
 }
 
+fn frames(path: Path, family: Family) -> Frames {
+    let plain = Frames {
+        family,
+        kind: Kind::Established,
+        sources: Sources::Anywhere,
+        to_vip: true,
+        encapsulated: false,
+        moves_end: false,
+    };
+    let syn = Frames { kind: Kind::Syn, ..plain };
+    match path {
+        Path::Empty
+        | Path::FloorMac
+        | Path::FloorEncapsulate
+        | Path::SteerUnchecked
+        | Path::Steer
+        | Path::Encapsulate
+        | Path::Own => plain,
+        Path::SteerSyn | Path::EncapsulateSyn | Path::OwnSyn => syn,
+        Path::EmptyEncapsulated | Path::Decapsulate => Frames { encapsulated: true, ..plain },
+        Path::EmptyEnd => Frames { moves_end: true, ..plain },
+        Path::Pass => Frames { to_vip: false, ..plain },
+        Path::OwnFound => Frames { sources: Sources::Connected, ..plain },
+        Path::OwnNotFound => Frames { sources: Sources::Unconnected, ..plain },
+        Path::Denied => Frames { sources: Sources::Denied, ..plain },
+        Path::Cookie => Frames { moves_end: true, ..syn },
+    }
+}
+
+const fn state(path: Path) -> State {
+    let checked = State { owners: Owners::Neighbours, deny: true, limit: true, cookies: false };
+    match path {
+        Path::Empty
+        | Path::EmptyEncapsulated
+        | Path::EmptyEnd
+        | Path::FloorMac
+        | Path::Pass
+        | Path::Steer
+        | Path::SteerSyn
+        | Path::Denied => checked,
+        Path::SteerUnchecked => State { deny: false, limit: false, ..checked },
+        Path::FloorEncapsulate | Path::Encapsulate | Path::EncapsulateSyn => {
+            State { owners: Owners::Distant, ..checked }
+        }
+        Path::Decapsulate | Path::Own | Path::OwnSyn => State { owners: Owners::Own, ..checked },
+        Path::OwnFound | Path::OwnNotFound => State { owners: Owners::OwnChained, ..checked },
+        Path::Cookie => State { owners: Owners::Own, cookies: true, ..checked },
+    }
+}
+
+const fn expected(path: Path) -> (u32, Option<Counter>) {
+    match path {
+        Path::Empty | Path::EmptyEncapsulated | Path::EmptyEnd => (XDP_PASS, None),
+        Path::FloorMac | Path::FloorEncapsulate => (XDP_TX, None),
+        Path::Pass => (XDP_PASS, Some(Counter::Passed)),
+        Path::SteerUnchecked | Path::Steer | Path::Encapsulate => (XDP_TX, Some(Counter::Steered)),
+        Path::SteerSyn | Path::EncapsulateSyn => (XDP_TX, Some(Counter::SteeredNew)),
+        Path::Decapsulate | Path::Own | Path::OwnFound => (XDP_PASS, Some(Counter::Own)),
+        Path::OwnSyn => (XDP_PASS, Some(Counter::OwnNew)),
+        Path::OwnNotFound => (XDP_TX, Some(Counter::HandedOn)),
+        Path::Denied => (XDP_DROP, Some(Counter::Denied)),
+        Path::Cookie => (XDP_TX, Some(Counter::CookieSent)),
+    }
+}
+
 const fn target(path: Path, family: Family) -> Target {
     match (path, family) {
         (Path::Empty | Path::EmptyEncapsulated | Path::EmptyEnd, _) => Target::Empty,
@@ -224,6 +257,6 @@ const fn target(path: Path, family: Family) -> Target {
         (Path::FloorMac, Family::V6) => Target::FloorMacV6,
         (Path::FloorEncapsulate, Family::V4) => Target::FloorEncapsulateV4,
         (Path::FloorEncapsulate, Family::V6) => Target::FloorEncapsulateV6,
-        _ => Target::Autocluster,
+        (_steered, _) => Target::Autocluster,
     }
 }
