@@ -39,8 +39,8 @@ pub const MAX_MEMBERS: u32 = 120;
 pub const SLOTS: u32 = 128;
 /// Virtual addresses at the most.
 pub const MAX_VIPS: u32 = 1_024;
-/// Pairs of virtual address and port at the most: half of the slots, so that everything finds its place.
-pub const MAX_SERVICES: u32 = SERVICE_SLOTS / 2;
+/// Pairs of virtual address and port at the most: a quarter of the slots, so that everything finds its place.
+pub const MAX_SERVICES: u32 = SERVICE_SLOTS / 4;
 /// Slots of `SERVICES` in one half.
 pub const SERVICE_SLOTS: u32 = 16_384;
 /// Fragmented packets whose later fragments are awaited, at the most.
@@ -133,6 +133,7 @@ impl TableState {
 
     /// This machine's slot, [`NO_SLOT`] if it is no member.
     #[inline(always)]
+    #[allow(clippy::cast_possible_truncation, reason = "one octet is what is asked for")]
     pub const fn own_slot(self) -> u8 {
         (self.0 >> 8) as u8 & NO_SLOT
     }
@@ -315,8 +316,8 @@ impl Service {
     pub const fn slots(address: [u64; 2], port: [u8; 2]) -> [u32; 2] {
         let word = address[0] ^ address[1].rotate_left(23) ^ (u16::from_le_bytes(port) as u64).rotate_left(47);
         let mixed = (word ^ (word >> 32)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        let mixed = mixed ^ (mixed >> 29);
-        [mixed as u32 % SERVICE_SLOTS, (mixed >> 40) as u32 % SERVICE_SLOTS]
+        let mixed = (mixed ^ (mixed >> 32)).wrapping_mul(0xd6e8_feb8_6659_fd93);
+        [(mixed >> 50) as u32 % SERVICE_SLOTS, (mixed >> 36) as u32 % SERVICE_SLOTS]
     }
 }
 

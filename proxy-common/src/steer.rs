@@ -88,7 +88,11 @@ pub enum Decision {
     /// To this machine's own stack.
     Take(Counter),
     /// To another front end, with a new hop limit.
-    Forward { slot: u8, hop_limit: u8, counter: Counter },
+    Forward {
+        slot: u8,
+        hop_limit: u8,
+        counter: Counter,
+    },
     Drop(Counter),
 }
 

@@ -17,7 +17,7 @@ use crate::{
     flow::{Flow, Place, V4, V6},
     forward::address,
     maps::ControlRef,
-    packet::{ETHERNET, IPV4, IPV6, Ipv4, Ipv6, PROTOCOL_TCP, TCP, Tcp, VLAN, adjust_tail, at, fold, length, read, sum, write},
+    packet::{IPV4, IPV6, Ipv4, Ipv6, PROTOCOL_TCP, TCP, Tag, Tcp, adjust_tail, at, fold, length, read, sum, write},
     sockets::{TUPLE_V4, TUPLE_V6, TupleV4, TupleV6},
     too_big::way_back,
 };
@@ -38,31 +38,31 @@ pub fn answer<F: Flow>(ctx: &XdpContext, place: Place, on_link: bool, came_with:
     let ip = if F::V6 { IPV6 } else { IPV4 };
     // Options, extension headers and data are left to the kernel. So is a client on the segment whose SYN came by
     // another front end: only the kernel knows its MAC address.
-    let plain = place.l4 == place.l3 + ip && length(ctx) <= place.l4 + LONGEST_TCP;
+    let plain = place.l4 == place.l3() + ip && length(ctx) <= place.l4 + LONGEST_TCP;
     if !plain || on_link && came_with <= HOPS {
         return Ok(Verdict::pass(Counter::OwnNew));
     }
-    let (handle, tagged, outside) = (Handle::of(ctx), place.l3 != ETHERNET, came_with > HOPS);
-    Verdict::returned(if F::V6 { answer_v6(handle, tagged, outside) } else { answer_v4(handle, tagged, outside) })
+    let (handle, tag, outside) = (Handle::of(ctx), place.tag, came_with > HOPS);
+    Verdict::returned(if F::V6 { answer_v6(handle, tag, outside) } else { answer_v4(handle, tag, outside) })
 }
 
 #[inline(never)]
-fn answer_v4(handle: Handle, tagged: bool, outside: bool) -> u64 {
+fn answer_v4(handle: Handle, tag: Tag, outside: bool) -> u64 {
     let ctx = handle.open();
-    Verdict::word(make_answer::<V4>(&ctx, if tagged { ETHERNET + VLAN } else { ETHERNET }, outside))
+    Verdict::word(make_answer::<V4>(&ctx, tag, outside))
 }
 
 #[inline(never)]
-fn answer_v6(handle: Handle, tagged: bool, outside: bool) -> u64 {
+fn answer_v6(handle: Handle, tag: Tag, outside: bool) -> u64 {
     let ctx = handle.open();
-    Verdict::word(make_answer::<V6>(&ctx, if tagged { ETHERNET + VLAN } else { ETHERNET }, outside))
+    Verdict::word(make_answer::<V6>(&ctx, tag, outside))
 }
 
 #[inline(always)]
-fn make_answer<F: Flow>(ctx: &XdpContext, l3: usize, outside: bool) -> Result<Verdict, Error> {
+fn make_answer<F: Flow>(ctx: &XdpContext, tag: Tag, outside: bool) -> Result<Verdict, Error> {
     let to_kernel = Ok(Verdict::pass(Counter::OwnNew));
     let ip = if F::V6 { IPV6 } else { IPV4 };
-    let place = Place { l3, l4: l3 + ip, sender: PeerSlots::NONE };
+    let place = Place { tag, l4: tag.l3() + ip, sender: PeerSlots::NONE };
     let control = ControlRef::open().ok_or(Error::NoTable)?;
     let Some(mac) = way_back(ctx, F::V6, outside)? else { return to_kernel };
     let tcp = read::<Tcp>(ctx, place.l4)?;
@@ -96,7 +96,7 @@ fn make_answer<F: Flow>(ctx: &XdpContext, l3: usize, outside: bool) -> Result<Ve
 
 #[inline(always)]
 fn make_v4(ctx: &XdpContext, place: Place) -> i64 {
-    let Ok(ip) = read::<Ipv4>(ctx, place.l3) else { return 0 };
+    let Ok(ip) = read::<Ipv4>(ctx, place.l3()) else { return 0 };
     let Ok(tcp) = read::<Tcp>(ctx, place.l4) else { return 0 };
     let tuple = TupleV4 { source: ip.source, destination: ip.destination, ports: tcp.ports };
     make::<IPV4>(ctx, place, (&raw const tuple).cast(), TUPLE_V4)
@@ -104,7 +104,7 @@ fn make_v4(ctx: &XdpContext, place: Place) -> i64 {
 
 #[inline(always)]
 fn make_v6(ctx: &XdpContext, place: Place) -> i64 {
-    let Ok(ip) = read::<Ipv6>(ctx, place.l3) else { return 0 };
+    let Ok(ip) = read::<Ipv6>(ctx, place.l3()) else { return 0 };
     let Ok(tcp) = read::<Tcp>(ctx, place.l4) else { return 0 };
     let tuple = TupleV6 { source: ip.source, destination: ip.destination, ports: tcp.ports };
     make::<IPV6>(ctx, place, (&raw const tuple).cast(), TUPLE_V6)
@@ -115,7 +115,7 @@ fn make_v6(ctx: &XdpContext, place: Place) -> i64 {
 #[inline(always)]
 fn make<const IP: usize>(ctx: &XdpContext, place: Place, tuple: *const u8, size: u32) -> i64 {
     const OWN_NETNS: u64 = u64::MAX;
-    let Ok(ip) = at::<[u8; IP]>(ctx, place.l3) else { return 0 };
+    let Ok(ip) = at::<[u8; IP]>(ctx, place.l3()) else { return 0 };
     let Ok(head) = at::<[u8; LONGEST_TCP]>(ctx, place.l4) else { return 0 };
     // SAFETY: `at` checked the bounds of both headers, the longest TCP header there may be; the kernel gives a socket that
     // is released below, or null.
@@ -141,7 +141,7 @@ fn make<const IP: usize>(ctx: &XdpContext, place: Place, tuple: *const u8, size:
 
 #[inline(always)]
 fn return_v4(ctx: &XdpContext, place: Place) -> Result<(), Error> {
-    let asked = read::<Ipv4>(ctx, place.l3)?;
+    let asked = read::<Ipv4>(ctx, place.l3())?;
     let ip = Ipv4 {
         version_ihl: 0x45,
         tos: 0,
@@ -154,15 +154,15 @@ fn return_v4(ctx: &XdpContext, place: Place) -> Result<(), Error> {
         source: asked.destination,
         destination: asked.source,
     };
-    write(ctx, place.l3, ip)?;
-    let checksum = fold(sum::<{ IPV4 / 2 }>(ctx, place.l3)?);
-    write(ctx, place.l3, Ipv4 { checksum, ..ip })?;
-    finish(ctx, place, sum::<4>(ctx, place.l3 + 12)?)
+    write(ctx, place.l3(), ip)?;
+    let checksum = fold(sum::<{ IPV4 / 2 }>(ctx, place.l3())?);
+    write(ctx, place.l3(), Ipv4 { checksum, ..ip })?;
+    finish(ctx, place, sum::<4>(ctx, place.l3() + 12)?)
 }
 
 #[inline(always)]
 fn return_v6(ctx: &XdpContext, place: Place) -> Result<(), Error> {
-    let asked = read::<Ipv6>(ctx, place.l3)?;
+    let asked = read::<Ipv6>(ctx, place.l3())?;
     let ip = Ipv6 {
         version_class_flow: 0x6000_0000_u32.to_be(),
         payload_length: (ANSWER as u16).to_be(),
@@ -171,8 +171,8 @@ fn return_v6(ctx: &XdpContext, place: Place) -> Result<(), Error> {
         source: asked.destination,
         destination: asked.source,
     };
-    write(ctx, place.l3, ip)?;
-    finish(ctx, place, sum::<16>(ctx, place.l3 + 8)?)
+    write(ctx, place.l3(), ip)?;
+    finish(ctx, place, sum::<16>(ctx, place.l3() + 8)?)
 }
 
 /// The TCP checksum: over the segment and the pseudo-header, of which `addresses` is the sum.

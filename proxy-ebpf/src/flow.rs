@@ -7,17 +7,24 @@ use proxy_common::{
     steer::Socket,
 };
 
-use crate::{abuse, maps::ControlRef, sockets};
+use crate::{abuse, maps::ControlRef, packet::Tag, sockets};
 
 /// Where the headers stand in the frame.
 #[derive(Clone, Copy)]
 pub struct Place {
-    /// Offset of the IP header.
-    pub l3: usize,
+    pub tag: Tag,
     /// Offset of what it carries.
     pub l4: usize,
     /// The front end that encapsulated the packet, if one did.
     pub sender: PeerSlots,
+}
+
+impl Place {
+    /// Offset of the IP header.
+    #[inline(always)]
+    pub fn l3(self) -> usize {
+        self.tag.l3()
+    }
 }
 
 /// A connection's addresses and ports, as its packets from outside have them.

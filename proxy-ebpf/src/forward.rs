@@ -15,7 +15,7 @@ use crate::{
     flow::Place,
     maps::{ControlRef, MEMBERS, interface},
     packet::{
-        ETHERNET, ETHERTYPE_IPV4, ETHERTYPE_IPV6, Ethernet, IPV4, IPV6, Ipv4, Ipv6, Mac, PROTOCOL_UDP, RawMac, UDP, Udp, VLAN, Vlan, adjust_head,
+        ETHERNET, ETHERTYPE_IPV4, ETHERTYPE_IPV6, Ethernet, IPV4, IPV6, Ipv4, Ipv6, Mac, PROTOCOL_UDP, RawMac, Tag, UDP, Udp, Vlan, adjust_head,
         at, fold, read, write,
     },
     too_big::TooBig,
@@ -50,10 +50,10 @@ pub fn send(
 ) -> Result<Verdict, Error> {
     let member = forward.member()?;
     if member.flags & (MEMBER_BY_V4 | MEMBER_BY_V6) != 0 {
-        let what = What { tagged: place.l3 != ETHERNET, v6, outside: came_with > HOPS, counter };
+        let what = What { tag: place.tag, v6, outside: came_with > HOPS, counter };
         return Verdict::returned(send_encapsulated(Handle::of(ctx), forward.pack(), what.pack()));
     }
-    set_hop_limit(ctx, place.l3, v6, forward.hop_limit)?;
+    set_hop_limit(ctx, place.l3(), v6, forward.hop_limit)?;
     address(ctx, Mac::new(member.mac))?;
     Ok(Verdict::transmit(counter))
 }
@@ -84,7 +84,7 @@ impl Forward {
 /// What is sent on, and how it is counted.
 #[derive(Clone, Copy)]
 struct What {
-    tagged: bool,
+    tag: Tag,
     v6: bool,
     /// It did not come from another front end.
     outside: bool,
@@ -94,7 +94,7 @@ struct What {
 impl What {
     #[inline(always)]
     fn pack(self) -> u64 {
-        let flags = u64::from(self.tagged) << 32 | u64::from(self.v6) << 33 | u64::from(self.outside) << 34;
+        let flags = self.tag.bit() << 32 | u64::from(self.v6) << 33 | u64::from(self.outside) << 34;
         flags | u64::from(self.counter as u32)
     }
 }
@@ -107,16 +107,16 @@ fn send_encapsulated(handle: Handle, forward: u64, what: u64) -> u64 {
 
 #[inline(always)]
 fn encapsulate(ctx: &XdpContext, forward: Forward, what: u64) -> Result<Verdict, Error> {
-    let (tagged, v6, outside) = (what >> 32 & 1 != 0, what >> 33 & 1 != 0, what >> 34 & 1 != 0);
-    let l3 = if tagged { ETHERNET + VLAN } else { ETHERNET };
+    let (tag, v6, outside) = (Tag::from_bit(what >> 32), what >> 33 & 1 != 0, what >> 34 & 1 != 0);
+    let l3 = tag.l3();
     let member = forward.member()?;
     let overhead = if member.flags & MEMBER_BY_V4 != 0 { OUTER_V4 } else { OUTER_V6 };
     let octets = octets(ctx, l3, v6)?;
     if octets + overhead > interface().mtu() {
-        return Ok(Verdict::too_big(TooBig { tagged, v6, by_v4: overhead == OUTER_V4, outside }));
+        return Ok(Verdict::too_big(TooBig { tag, v6, by_v4: overhead == OUTER_V4, outside }));
     }
     set_hop_limit(ctx, l3, v6, forward.hop_limit)?;
-    wrap(ctx, l3, member, octets, forward.entropy)?;
+    wrap(ctx, tag, member, octets, forward.entropy)?;
     Ok(Verdict::transmit_counted(what as u32))
 }
 
@@ -164,20 +164,20 @@ fn set_hop_limit(ctx: &XdpContext, l3: usize, v6: bool, hop_limit: u8) -> Result
 
 /// Puts the packet into UDP to the member.
 #[inline(always)]
-fn wrap(ctx: &XdpContext, l3: usize, member: &Member, octets: usize, entropy: u16) -> Result<(), Error> {
+fn wrap(ctx: &XdpContext, tag: Tag, member: &Member, octets: usize, entropy: u16) -> Result<(), Error> {
     let ethernet = read::<Ethernet>(ctx, 0)?;
-    let tag = if l3 == ETHERNET { None } else { Some(read::<Vlan>(ctx, ETHERNET)?) };
+    let (l3, vlan) = (tag.l3(), if tag.is_some() { Some(read::<Vlan>(ctx, ETHERNET)?) } else { None });
     let by_v4 = member.flags & MEMBER_BY_V4 != 0;
     let ethertype = if by_v4 { ETHERTYPE_IPV4 } else { ETHERTYPE_IPV6 };
     adjust_head(ctx, -((if by_v4 { OUTER_V4 } else { OUTER_V6 }) as i32))?;
     let addresses = Ethernet {
         destination: RawMac::of(Mac::new(member.mac)),
         source: RawMac::of(interface().mac()),
-        ethertype: if tag.is_some() { ethernet.ethertype } else { ethertype },
+        ethertype: if vlan.is_some() { ethernet.ethertype } else { ethertype },
     };
     write(ctx, 0, addresses)?;
-    if let Some(tag) = tag {
-        write(ctx, ETHERNET, Vlan { tag: tag.tag, ethertype })?;
+    if let Some(vlan) = vlan {
+        write(ctx, ETHERNET, Vlan { ethertype, ..vlan })?;
     }
     let port = ControlRef::open().ok_or(Error::NoTable)?.constants().encapsulation_port;
     let udp = Udp {

@@ -16,8 +16,8 @@ use crate::{
     error::Error,
     flow::Place,
     forward::{self, Forward},
-    maps::{ControlRef, FRAGMENTS},
-    packet::{ETHERNET, Extension, VLAN, read},
+    maps::{ControlRef, FRAGMENTS, SCRATCH},
+    packet::{Extension, IPV6, Tag, read},
 };
 
 const HOP_BY_HOP: u8 = 0;
@@ -110,9 +110,29 @@ impl Walk {
     }
 }
 
-/// Walks the extension headers from `offset` on.
+/// Walks the extension headers after an IPv6 header, of which `next_header` is the first.
 #[inline(always)]
-pub fn walk(ctx: &XdpContext, offset: usize, next_header: u8) -> Result<Walk, Error> {
+pub fn walk(ctx: &XdpContext, tag: Tag, next_header: u8) -> Result<Walk, Error> {
+    let scratch = SCRATCH.get_ptr_mut(0).ok_or(Error::NoRoom)?;
+    if !walk_into(Handle::of(ctx), tag, next_header, scratch) {
+        return Err(Error::MalformedExtension);
+    }
+    // By way of a map: the verifier knows nothing of what is read from one, so it follows one path for every walk.
+    // SAFETY: the slot is this CPU's own.
+    Ok(Walk(unsafe { core::ptr::read_volatile(scratch) }))
+}
+
+#[inline(never)]
+fn walk_into(handle: Handle, tag: Tag, next_header: u8, scratch: *mut u64) -> bool {
+    let Ok(walk) = walk_from(&handle.open(), tag.l3() + IPV6, next_header) else { return false };
+    // SAFETY: the caller has it of the map.
+    unsafe { core::ptr::write_volatile(scratch, walk.0) };
+    true
+}
+
+/// A header that is cut off is no more welcome than one that lies.
+#[inline(always)]
+fn walk_from(ctx: &XdpContext, offset: usize, next_header: u8) -> Result<Walk, Error> {
     let (mut length, mut next, mut part, mut id) = (0_usize, next_header, Part::Whole, 0);
     let mut i = 0;
     while i < MAX_EXTENSIONS {
@@ -149,12 +169,12 @@ pub fn remember(ctx: &XdpContext, place: Place, v6: bool, id: u32, decision: Dec
         Decision::Forward { slot, hop_limit, .. } => u32::from(slot) << 8 | u32::from(hop_limit),
         Decision::Drop(_) => DROPPED,
     };
-    remember_at(Handle::of(ctx), place.l3 != ETHERNET, v6, id, value);
+    remember_at(Handle::of(ctx), place.tag, v6, id, value);
 }
 
 #[inline(never)]
-fn remember_at(handle: Handle, tagged: bool, v6: bool, id: u32, value: u32) {
-    let Ok(key) = key(&handle.open(), l3(tagged), v6, id) else { return };
+fn remember_at(handle: Handle, tag: Tag, v6: bool, id: u32, value: u32) {
+    let Ok(key) = key(&handle.open(), tag.l3(), v6, id) else { return };
     // Where there is no room the later fragments are dropped, and the packet is sent again.
     let _unremembered = FRAGMENTS.insert(key, value, 0);
 }
@@ -162,7 +182,7 @@ fn remember_at(handle: Handle, tagged: bool, v6: bool, id: u32, value: u32) {
 /// What is known of a later fragment.
 #[derive(Clone, Copy)]
 pub struct Later {
-    pub tagged: bool,
+    pub tag: Tag,
     pub v6: bool,
     pub id: u32,
     /// The hop limit that it came with.
@@ -172,14 +192,14 @@ pub struct Later {
 impl Later {
     #[inline(always)]
     pub fn pack(self) -> u64 {
-        let flags = u64::from(self.tagged) << 40 | u64::from(self.v6) << 41;
+        let flags = self.tag.bit() << 40 | u64::from(self.v6) << 41;
         flags | u64::from(self.came_with) << 32 | u64::from(self.id)
     }
 
     #[inline(always)]
     fn unpack(word: u64) -> Self {
         Self {
-            tagged: word >> 40 & 1 != 0,
+            tag: Tag::from_bit(word >> 40),
             v6: word >> 41 & 1 != 0,
             id: word as u32,
             came_with: (word >> 32) as u8,
@@ -191,12 +211,7 @@ impl Later {
 #[inline(never)]
 pub fn follow(handle: Handle, word: u64) -> u64 {
     let what = Later::unpack(word);
-    Verdict::word(follow_from(&handle.open(), l3(what.tagged), what))
-}
-
-#[inline(always)]
-fn l3(tagged: bool) -> usize {
-    if tagged { ETHERNET + VLAN } else { ETHERNET }
+    Verdict::word(follow_from(&handle.open(), what.tag.l3(), what))
 }
 
 #[inline(always)]
@@ -229,6 +244,6 @@ fn follow_from(ctx: &XdpContext, l3: usize, what: Later) -> Result<Verdict, Erro
     let half = ControlRef::open().ok_or(Error::NoTable)?.table()?.half();
     // One outer source port for all of them, so that they stay in order.
     let forward = Forward { half, slot: (value >> 8) as u8 & NO_SLOT, hop_limit, entropy: key.id as u16 };
-    let place = Place { l3, l4: l3, sender: PeerSlots::NONE };
+    let place = Place { tag: what.tag, l4: l3, sender: PeerSlots::NONE };
     forward::send(ctx, place, v6, forward, Counter::Fragment, came_with)
 }

@@ -6,6 +6,8 @@
 //! an encapsulated packet of another front end, or a question for a virtual address's MAC.
 #![no_std]
 #![no_main]
+// Building `core` for this target needs an unstable compiler anyhow.
+#![feature(asm_experimental_arch)]
 
 mod abuse;
 mod cookie;

@@ -58,6 +58,10 @@ pub static DENY_V6: LpmTrie<[u8; 16], u32> = LpmTrie::pinned(MAX_DENIED, NO_PREA
 #[map]
 pub static NEW_CONNECTIONS: Array<u64> = Array::pinned(NEW_CONNECTION_SLOTS, MMAPABLE);
 
+/// What a function hands its caller without the verifier's knowledge.
+#[map]
+pub static SCRATCH: PerCpuArray<u64> = PerCpuArray::pinned(1, 0);
+
 #[map]
 pub static COUNTERS: PerCpuArray<u64> = PerCpuArray::pinned(Counter::ALL.len() as u32, 0);
 

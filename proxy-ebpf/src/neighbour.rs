@@ -11,7 +11,7 @@ use crate::{
     flow::bytes,
     forward::address,
     maps::{ControlRef, VIPS, interface},
-    packet::{Arp, ETHERNET, Ethernet, IPV6, Ipv6, NEIGHBOUR_MIN, Neighbour, PROTOCOL_ICMPV6, RawMac, VLAN, adjust_tail, at, fold, length, read, sum, write},
+    packet::{Arp, Ethernet, IPV6, Ipv6, NEIGHBOUR_MIN, Neighbour, PROTOCOL_ICMPV6, RawMac, Tag, adjust_tail, at, fold, length, read, sum, write},
 };
 
 /// Hardware type Ethernet, protocol type IPv4, and their address lengths.
@@ -45,14 +45,14 @@ fn ask(address: &AddressKey, control: ControlRef) -> Question {
 }
 
 #[inline(always)]
-pub fn arp(ctx: &XdpContext, l3: usize) -> Result<Verdict, Error> {
-    Verdict::returned(arp_at(Handle::of(ctx), l3 != ETHERNET))
+pub fn arp(ctx: &XdpContext, tag: Tag) -> Result<Verdict, Error> {
+    Verdict::returned(arp_at(Handle::of(ctx), tag))
 }
 
 #[inline(never)]
-fn arp_at(handle: Handle, tagged: bool) -> u64 {
+fn arp_at(handle: Handle, tag: Tag) -> u64 {
     let ctx = handle.open();
-    Verdict::word(answer(&ctx, if tagged { ETHERNET + VLAN } else { ETHERNET }))
+    Verdict::word(answer(&ctx, tag.l3()))
 }
 
 #[inline(always)]
@@ -84,14 +84,14 @@ fn answer(ctx: &XdpContext, l3: usize) -> Result<Verdict, Error> {
 }
 
 #[inline(always)]
-pub fn icmpv6(ctx: &XdpContext, l3: usize) -> Result<Verdict, Error> {
-    Verdict::returned(icmpv6_at(Handle::of(ctx), l3 != ETHERNET))
+pub fn icmpv6(ctx: &XdpContext, tag: Tag) -> Result<Verdict, Error> {
+    Verdict::returned(icmpv6_at(Handle::of(ctx), tag))
 }
 
 #[inline(never)]
-fn icmpv6_at(handle: Handle, tagged: bool) -> u64 {
+fn icmpv6_at(handle: Handle, tag: Tag) -> u64 {
     let ctx = handle.open();
-    Verdict::word(discover(&ctx, if tagged { ETHERNET + VLAN } else { ETHERNET }))
+    Verdict::word(discover(&ctx, tag.l3()))
 }
 
 #[inline(always)]

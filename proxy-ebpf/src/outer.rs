@@ -12,7 +12,7 @@ use crate::{
     forward::{OUTER_V4, OUTER_V6},
     maps::{ControlRef, PEERS, count},
     packet::{
-        ETHERNET, ETHERTYPE_IPV4, ETHERTYPE_IPV6, Ethernet, IPV4, IPV6, Ipv4, Ipv6, PROTOCOL_UDP, Udp, Vlan, adjust_head, read,
+        ETHERNET, ETHERTYPE_IPV4, ETHERTYPE_IPV6, Ethernet, IPV4, IPV6, Ipv4, Ipv6, PROTOCOL_UDP, Tag, Udp, Vlan, adjust_head, read,
         write,
     },
 };
@@ -34,7 +34,8 @@ impl Content {
 
 /// The frame's content, after what another front end put around the packet was taken off.
 #[inline(always)]
-pub fn strip(ctx: &XdpContext, control: ControlRef, l3: usize, ethertype: u16) -> Result<Content, Error> {
+pub fn strip(ctx: &XdpContext, control: ControlRef, tag: Tag, ethertype: u16) -> Result<Content, Error> {
+    let l3 = tag.l3();
     let constants = control.constants();
     match ethertype {
         ETHERTYPE_IPV4 => {
@@ -50,7 +51,7 @@ pub fn strip(ctx: &XdpContext, control: ControlRef, l3: usize, ethertype: u16) -
             if header != IPV4 || fragmented {
                 return Err(Error::MalformedOuter);
             }
-            unpack(ctx, l3, OUTER_V4, &key_v4(ip.source))
+            unpack(ctx, tag, OUTER_V4, &key_v4(ip.source))
         }
         ETHERTYPE_IPV6 => {
             let ip = read::<Ipv6>(ctx, l3)?;
@@ -61,7 +62,7 @@ pub fn strip(ctx: &XdpContext, control: ControlRef, l3: usize, ethertype: u16) -
             if !is_ours(ctx, constants, l3 + IPV6)? {
                 return Ok(Content::plain(ethertype));
             }
-            unpack(ctx, l3, OUTER_V6, &bytes(source))
+            unpack(ctx, tag, OUTER_V6, &bytes(source))
         }
         _ => Ok(Content::plain(ethertype)),
     }
@@ -73,16 +74,16 @@ fn is_ours(ctx: &XdpContext, constants: &Control, udp: usize) -> Result<bool, Er
 }
 
 #[inline(always)]
-fn unpack(ctx: &XdpContext, l3: usize, overhead: usize, source: &AddressKey) -> Result<Content, Error> {
+fn unpack(ctx: &XdpContext, tag: Tag, overhead: usize, source: &AddressKey) -> Result<Content, Error> {
     // SAFETY: the value is copied.
     let Some(sender) = unsafe { PEERS.get(source) }.copied() else { return Err(Error::Stranger) };
     // The first octet of the inner packet tells what it is; it also tells GUE's variants apart.
-    let ethertype = match read::<u32>(ctx, l3 + overhead)? as u8 >> 4 {
+    let ethertype = match read::<u32>(ctx, tag.l3() + overhead)? as u8 >> 4 {
         4 => ETHERTYPE_IPV4,
         6 => ETHERTYPE_IPV6,
         _ => return Err(Error::MalformedOuter),
     };
-    match take_off(Handle::of(ctx), l3 != ETHERNET, overhead as u32, ethertype) {
+    match take_off(Handle::of(ctx), tag, overhead as u32, ethertype) {
         true => Ok(Content { ethertype, sender }),
         false => Err(Error::NoRoom),
     }
@@ -90,9 +91,9 @@ fn unpack(ctx: &XdpContext, l3: usize, overhead: usize, source: &AddressKey) -> 
 
 /// Moves the frame's own headers up to the inner packet.
 #[inline(never)]
-fn take_off(handle: Handle, tagged: bool, overhead: u32, ethertype: u16) -> bool {
+fn take_off(handle: Handle, tag: Tag, overhead: u32, ethertype: u16) -> bool {
     let ctx = handle.open();
-    let taken = if tagged { take_off_tagged(&ctx, overhead, ethertype) } else { take_off_plain(&ctx, overhead, ethertype) };
+    let taken = if tag.is_some() { take_off_tagged(&ctx, overhead, ethertype) } else { take_off_plain(&ctx, overhead, ethertype) };
     if taken.is_ok() {
         count(Counter::Decapsulated as u32);
     }
@@ -108,8 +109,8 @@ fn take_off_plain(ctx: &XdpContext, overhead: u32, ethertype: u16) -> Result<(),
 
 #[inline(always)]
 fn take_off_tagged(ctx: &XdpContext, overhead: u32, ethertype: u16) -> Result<(), Error> {
-    let (ethernet, tag) = (read::<Ethernet>(ctx, 0)?, read::<Vlan>(ctx, ETHERNET)?);
+    let (ethernet, vlan) = (read::<Ethernet>(ctx, 0)?, read::<Vlan>(ctx, ETHERNET)?);
     adjust_head(ctx, overhead as i32)?;
     write(ctx, 0, ethernet)?;
-    write(ctx, ETHERNET, Vlan { ethertype, ..tag })
+    write(ctx, ETHERNET, Vlan { ethertype, ..vlan })
 }

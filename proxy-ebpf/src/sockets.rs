@@ -86,14 +86,14 @@ fn state(ctx: &XdpContext, tuple: *const u8, size: u32) -> u32 {
 
 #[inline(always)]
 pub fn answers_cookie_v4(ctx: &XdpContext, place: Place) -> Result<bool, Error> {
-    let (ip, tcp) = (at::<Ipv4>(ctx, place.l3)?, at::<Tcp>(ctx, place.l4)?);
+    let (ip, tcp) = (at::<Ipv4>(ctx, place.l3())?, at::<Tcp>(ctx, place.l4)?);
     // SAFETY: `at` checked the bounds.
     Ok(unsafe { bpf_tcp_raw_check_syncookie_ipv4(ip.cast(), tcp.cast()) } == 0)
 }
 
 #[inline(always)]
 pub fn answers_cookie_v6(ctx: &XdpContext, place: Place) -> Result<bool, Error> {
-    let (ip, tcp) = (at::<Ipv6>(ctx, place.l3)?, at::<Tcp>(ctx, place.l4)?);
+    let (ip, tcp) = (at::<Ipv6>(ctx, place.l3())?, at::<Tcp>(ctx, place.l4)?);
     // SAFETY: `at` checked the bounds.
     Ok(unsafe { bpf_tcp_raw_check_syncookie_ipv6(ip.cast(), tcp.cast()) } == 0)
 }

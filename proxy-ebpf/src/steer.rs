@@ -17,8 +17,8 @@ use crate::{
     neighbour,
     outer::{self, Content},
     packet::{
-        ETHERNET, ETHERTYPE_ARP, ETHERTYPE_IPV4, ETHERTYPE_IPV6, ETHERTYPE_SERVICE_VLAN, ETHERTYPE_VLAN, Ethernet, IPV4,
-        IPV6, Ipv4, Ipv6, Mac, PROTOCOL_ICMP, PROTOCOL_ICMPV6, PROTOCOL_TCP, RawMac, TCP, Tcp, VLAN, Vlan, length, read,
+        ETHERTYPE_ARP, ETHERTYPE_IPV4, ETHERTYPE_IPV6, Ethernet, IPV4,
+        IPV6, Ipv4, Ipv6, Mac, PROTOCOL_ICMP, PROTOCOL_ICMPV6, PROTOCOL_TCP, RawMac, TCP, Tag, Tcp, length, read,
     },
 };
 
@@ -30,41 +30,37 @@ const SYN: u8 = 0x02;
 #[inline(always)]
 pub fn frame(ctx: &XdpContext, control: ControlRef) -> Result<Verdict, Error> {
     let ethernet = read::<Ethernet>(ctx, 0)?;
-    let (mut l3, mut ethertype) = (ETHERNET, ethernet.ethertype);
-    if ethertype == ETHERTYPE_VLAN || ethertype == ETHERTYPE_SERVICE_VLAN {
-        ethertype = read::<Vlan>(ctx, ETHERNET)?.ethertype;
-        l3 += VLAN;
-    }
+    let tag = Tag::of(ethernet.ethertype);
+    let ethertype = read::<u16>(ctx, tag.l3() - size_of::<u16>())?;
     let to_us = ethernet.destination.value() == interface().mac();
-    let content = if to_us { outer::strip(ctx, control, l3, ethertype)? } else { Content::plain(ethertype) };
+    let content = if to_us { outer::strip(ctx, control, tag, ethertype)? } else { Content::plain(ethertype) };
     match content.ethertype {
-        ETHERTYPE_IPV4 if to_us => Verdict::returned(ipv4_at(Handle::of(ctx), l3 != ETHERNET, content.sender)),
-        ETHERTYPE_IPV6 => Verdict::returned(ipv6_at(Handle::of(ctx), l3 != ETHERNET, content.sender, to_us)),
-        ETHERTYPE_ARP => neighbour::arp(ctx, l3),
+        ETHERTYPE_IPV4 if to_us => Verdict::returned(ipv4_at(Handle::of(ctx), tag, content.sender)),
+        ETHERTYPE_IPV6 => Verdict::returned(ipv6_at(Handle::of(ctx), tag, content.sender, to_us)),
+        ETHERTYPE_ARP => neighbour::arp(ctx, tag),
         _ => Ok(Verdict::pass(Counter::Passed)),
     }
 }
 
 // Functions of their own, for the sake of the stack.
 #[inline(never)]
-fn ipv4_at(handle: Handle, tagged: bool, sender: PeerSlots) -> u64 {
+fn ipv4_at(handle: Handle, tag: Tag, sender: PeerSlots) -> u64 {
     let ctx = handle.open();
-    let l3 = if tagged { ETHERNET + VLAN } else { ETHERNET };
-    Verdict::word(ControlRef::open().ok_or(Error::NoTable).and_then(|control| ipv4(&ctx, control, l3, sender)))
+    Verdict::word(ControlRef::open().ok_or(Error::NoTable).and_then(|control| ipv4(&ctx, control, tag, sender)))
 }
 
 #[inline(never)]
-fn ipv6_at(handle: Handle, tagged: bool, sender: PeerSlots, to_us: bool) -> u64 {
+fn ipv6_at(handle: Handle, tag: Tag, sender: PeerSlots, to_us: bool) -> u64 {
     let ctx = handle.open();
-    let l3 = if tagged { ETHERNET + VLAN } else { ETHERNET };
-    Verdict::word(ControlRef::open().ok_or(Error::NoTable).and_then(|control| ipv6(&ctx, control, l3, sender, to_us)))
+    Verdict::word(ControlRef::open().ok_or(Error::NoTable).and_then(|control| ipv6(&ctx, control, tag, sender, to_us)))
 }
 
 #[inline(always)]
-fn ipv4(ctx: &XdpContext, control: ControlRef, l3: usize, sender: PeerSlots) -> Result<Verdict, Error> {
+fn ipv4(ctx: &XdpContext, control: ControlRef, tag: Tag, sender: PeerSlots) -> Result<Verdict, Error> {
+    let l3 = tag.l3();
     let ip = read::<Ipv4>(ctx, l3)?;
     let header = usize::from(ip.version_ihl & 0x0f) * 4;
-    let place = Place { l3, l4: l3 + header, sender };
+    let place = Place { tag, l4: l3 + header, sender };
     let mut parts = fragment::Part::Whole;
     let (flow, flags) = match ip.protocol {
         PROTOCOL_TCP => {
@@ -74,7 +70,7 @@ fn ipv4(ctx: &XdpContext, control: ControlRef, l3: usize, sender: PeerSlots) -> 
                     return Ok(Verdict::pass(Counter::Passed));
                 }
                 let id = u32::from(ip.id);
-                let later = Later { tagged: l3 != ETHERNET, v6: false, id, came_with: ip.ttl };
+                let later = Later { tag, v6: false, id, came_with: ip.ttl };
                 return Ok(Verdict::follow(later));
             }
             let tcp = read::<Tcp>(ctx, place.l4)?;
@@ -106,23 +102,24 @@ fn ipv4(ctx: &XdpContext, control: ControlRef, l3: usize, sender: PeerSlots) -> 
 fn ipv6(
     ctx: &XdpContext,
     control: ControlRef,
-    l3: usize,
+    tag: Tag,
     sender: PeerSlots,
     to_us: bool,
 ) -> Result<Verdict, Error> {
+    let l3 = tag.l3();
     let ip = read::<Ipv6>(ctx, l3)?;
-    let mut place = Place { l3, l4: l3 + IPV6, sender };
+    let mut place = Place { tag, l4: l3 + IPV6, sender };
     let mut next = ip.next_header;
     let mut walk = fragment::Walk::default();
     if to_us && fragment::is_extension(next) {
         if !is_vip(&bytes(ip.destination)) {
             return Ok(Verdict::pass(Counter::Passed));
         }
-        walk = fragment::walk(ctx, place.l4, next)?;
+        walk = fragment::walk(ctx, tag, next)?;
         place.l4 += walk.length();
         next = walk.next_header();
         if matches!(walk.part(), fragment::Part::Later) {
-            let later = Later { tagged: l3 != ETHERNET, v6: true, id: walk.id(), came_with: ip.hop_limit };
+            let later = Later { tag, v6: true, id: walk.id(), came_with: ip.hop_limit };
             return Ok(Verdict::follow(later));
         }
     }
@@ -148,7 +145,7 @@ fn ipv6(
                 }
             } else {
                 // Solicitations come by multicast.
-                return neighbour::icmpv6(ctx, l3);
+                return neighbour::icmpv6(ctx, tag);
             }
         }
         _ => return Ok(Verdict::pass(Counter::Passed)),

@@ -11,7 +11,7 @@ use crate::{
     forward::{OUTER_V4, OUTER_V6, address},
     maps::{ControlRef, interface},
     packet::{
-        ETHERNET, Ethernet, IPV4, IPV6, Icmp, Ipv4, Ipv6, Mac, PROTOCOL_ICMP, PROTOCOL_ICMPV6, VLAN, adjust_head, adjust_tail, at, fold, read,
+        Ethernet, IPV4, IPV6, Icmp, Ipv4, Ipv6, Mac, PROTOCOL_ICMP, PROTOCOL_ICMPV6, Tag, adjust_head, adjust_tail, at, fold, read,
         sum, write,
     },
 };
@@ -28,7 +28,7 @@ const HOP_LIMIT: u8 = 64;
 /// What is known of such a packet.
 #[derive(Clone, Copy)]
 pub struct TooBig {
-    pub tagged: bool,
+    pub tag: Tag,
     pub v6: bool,
     /// The way is by IPv4.
     pub by_v4: bool,
@@ -39,7 +39,7 @@ pub struct TooBig {
 impl TooBig {
     #[inline(always)]
     pub fn pack(self) -> u64 {
-        u64::from(self.tagged) | u64::from(self.v6) << 1 | u64::from(self.by_v4) << 2 | u64::from(self.outside) << 3
+        self.tag.bit() | u64::from(self.v6) << 1 | u64::from(self.by_v4) << 2 | u64::from(self.outside) << 3
     }
 }
 
@@ -47,13 +47,14 @@ impl TooBig {
 #[inline(never)]
 pub fn tell(handle: Handle, word: u64) -> u64 {
     let ctx = handle.open();
-    let l3 = if word & 1 != 0 { ETHERNET + VLAN } else { ETHERNET };
+    let tag = Tag::from_bit(word);
     let overhead = if word & 4 != 0 { OUTER_V4 } else { OUTER_V6 };
-    Verdict::word(make(&ctx, l3, word & 2 != 0, overhead, word & 8 != 0))
+    Verdict::word(make(&ctx, tag, word & 2 != 0, overhead, word & 8 != 0))
 }
 
 #[inline(always)]
-fn make(ctx: &XdpContext, l3: usize, v6: bool, overhead: usize, outside: bool) -> Result<Verdict, Error> {
+fn make(ctx: &XdpContext, tag: Tag, v6: bool, overhead: usize, outside: bool) -> Result<Verdict, Error> {
+    let l3 = tag.l3();
     let Some(mac) = way_back(ctx, v6, outside)? else { return Ok(Verdict::drop(Counter::TooBig)) };
     let mtu = interface().mtu() - overhead;
     // SAFETY: the helper takes the context that the kernel gave us.
@@ -61,12 +62,12 @@ fn make(ctx: &XdpContext, l3: usize, v6: bool, overhead: usize, outside: bool) -
     if v6 {
         let ip = read::<Ipv6>(ctx, l3)?;
         adjust_tail(ctx, (l3 + QUOTED) as i32 - octets)?;
-        make_room(ctx, l3, IPV6 + ICMP)?;
+        make_room(ctx, tag, IPV6 + ICMP)?;
         quote_v6(ctx, l3, &ip, mtu as u32)?;
     } else {
         let ip = read::<Ipv4>(ctx, l3)?;
         adjust_tail(ctx, (l3 + QUOTED) as i32 - octets)?;
-        make_room(ctx, l3, IPV4 + ICMP)?;
+        make_room(ctx, tag, IPV4 + ICMP)?;
         quote_v4(ctx, l3, &ip, mtu as u32)?;
     }
     address(ctx, mac)?;
@@ -85,13 +86,13 @@ pub fn way_back(ctx: &XdpContext, v6: bool, outside: bool) -> Result<Option<Mac>
     Ok(if gateway == 0 { None } else { Some(Mac(gateway)) })
 }
 
-/// Moves the headers before `l3` forward by `octets`.
+/// Moves the headers before the network header forward by `octets`.
 #[inline(always)]
-fn make_room(ctx: &XdpContext, l3: usize, octets: usize) -> Result<(), Error> {
+fn make_room(ctx: &XdpContext, tag: Tag, octets: usize) -> Result<(), Error> {
     // Ethernet's header with a tag is 18 octets; a frame without one has 4 octets of IP in that place, rewritten later.
     let headers = read::<[u8; 18]>(ctx, 0)?;
     adjust_head(ctx, -(octets as i32))?;
-    if l3 == 18 {
+    if tag.is_some() {
         return write(ctx, 0, headers);
     }
     let start = at::<[u8; 14]>(ctx, 0)?;

@@ -212,7 +212,7 @@ impl Dataplane {
     }
 
     /// Writes the half that is not read, then switches to it by one store.
-    fn apply_table(&mut self, plan: &Plan, members: &[Member]) -> Result<()> {
+    pub(crate) fn apply_table(&mut self, plan: &Plan, members: &[Member]) -> Result<()> {
         ensure!(members.len() == plan.members.len(), "{} members for {} slots", members.len(), plan.members.len());
         ensure!(members.len() <= MAX_MEMBERS as usize, "{} members are too many", members.len());
         let buckets = BUCKETS as usize;

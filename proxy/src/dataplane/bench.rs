@@ -208,6 +208,9 @@ fn trie<'a, K: Pod>(ebpf: &'a mut Ebpf, name: &str) -> Result<LpmTrie<&'a mut Ma
 }
 
 /// What this thread has used of a CPU: time that other processes take is not ours.
-fn thread_time() -> Result<Duration> {
+///
+/// # Errors
+/// The kernel has no such clock.
+pub fn thread_time() -> Result<Duration> {
     Ok(clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID)?.into())
 }

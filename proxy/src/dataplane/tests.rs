@@ -46,6 +46,8 @@ const FAR4: Ipv4Addr = Ipv4Addr::new(10, 88, 0, 14);
 const FAR6: Ipv6Addr = Ipv6Addr::new(0xfd88, 0, 0, 0, 0, 0, 0, 0x15);
 const OUTER_PORT: u16 = 6_080;
 const MTU: u16 = 1_500;
+/// Hop limit of a packet that the last of a chain is asked about (the table in `proxy_common::steer`).
+const ASKED_LAST: u8 = 2;
 
 /// Slots of the fixture's plan: this machine, two on its segment, one by IPv4 and one by IPv6 beyond a router.
 const SELF: u8 = 0;
@@ -191,14 +193,25 @@ fn forget(dataplane: &mut Dataplane) {
     for key in keys {
         fragments.remove(&key).unwrap();
     }
+    forget_prefixes::<[u8; 4]>(ebpf, maps::DENY_V4);
+    forget_prefixes::<[u8; 16]>(ebpf, maps::DENY_V6);
+}
+
+fn forget_prefixes<K: Pod>(ebpf: &mut Ebpf, name: &str) {
+    let mut trie = aya::maps::LpmTrie::<&mut MapData, K, u32>::try_from(ebpf.map_mut(name).unwrap()).unwrap();
+    let keys: Vec<_> = trie.keys().collect::<Result<_, _>>().unwrap();
+    for key in keys {
+        trie.remove(&key).unwrap();
+    }
 }
 
 impl Drop for Fixture {
     fn drop(&mut self) {
         // SAFETY: it is not used again.
         let dataplane = unsafe { ManuallyDrop::take(&mut self.dataplane) };
-        // A test that failed may have left anything.
-        if !std::thread::panicking() {
+        // A test that failed may have left anything, and some take maps away.
+        let whole = dataplane.programs.iter().all(|instance| instance.ebpf.map(maps::DENY_FILTER).is_some());
+        if whole && !std::thread::panicking() {
             LOADED.lock().unwrap_or_else(PoisonError::into_inner).push(dataplane);
         }
     }

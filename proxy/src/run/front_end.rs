@@ -64,7 +64,7 @@ impl FrontEnd {
             directory,
             front_ends,
             dataplane,
-            abuse,
+            abuse: (abuse, deny_maps),
             logger,
             announcer,
             steering,
@@ -77,7 +77,6 @@ impl FrontEnd {
         let (steering, steered) =
             Steering::spawn(steering, dataplane.clone(), cluster.clone(), transport.clone(), streams.steering);
 
-        let (abuse, deny_maps) = abuse;
         let defence = abuse.spawn(deny_maps, transport.clone(), cluster.view(), streams.deny);
         let metrics = Arc::new(Metrics::default());
         let listening = Listening::new(Arc::clone(&metrics));

@@ -7,7 +7,7 @@
 
 use std::sync::Arc;
 
-use proxy_common::maps::{BUCKETS, Chain, MAX_CHAIN, NO_SLOT, Owner};
+use proxy_common::maps::{Chain, MAX_CHAIN, NO_SLOT, Owner};
 use roaring::RoaringBitmap;
 
 use super::Plan;
@@ -108,15 +108,14 @@ impl Plan {
         self.owners[bucket as usize] = Owner::new(self.own_slot, chain != Chain::EMPTY);
     }
 
-    /// A plan without members: nothing is steered by it.
-    pub(super) fn empty() -> Self {
-        let all = BUCKETS as usize;
+    /// The plan before the first view: it has no buckets.
+    pub(super) fn none() -> Self {
         Self {
             members: Vec::new(),
             own_slot: NO_SLOT,
-            owners: vec![Owner::new(NO_SLOT, false); all],
-            successors: vec![NO_SLOT; all],
-            chains: vec![Chain::EMPTY; all],
+            owners: Vec::new(),
+            successors: Vec::new(),
+            chains: Vec::new(),
             settling: true,
         }
     }

@@ -76,7 +76,7 @@ impl Machine {
             confirmed_since: None,
             told: Told::default(),
             own: Own::new(),
-            plan: Arc::new(Plan::empty()),
+            plan: Arc::new(Plan::none()),
             apply: false,
             count: false,
             tell: None,
@@ -169,7 +169,7 @@ impl Machine {
         !self.plan.settling
     }
 
-    /// The plan in force.
+    /// The plan in force; without buckets before the first view.
     #[must_use]
     pub fn plan(&self) -> &Arc<Plan> {
         &self.plan
@@ -246,7 +246,7 @@ impl Machine {
     /// Makes the chains of some buckets anew.
     fn revise(&mut self, buckets: &RoaringBitmap) {
         let Some(view) = &self.view else { return };
-        let mut plan = std::mem::replace(&mut self.plan, Arc::new(Plan::empty()));
+        let mut plan = std::mem::replace(&mut self.plan, Arc::new(Plan::none()));
         let changed = self.evidence(view, plan.settling).revise(&mut plan, buckets);
         self.plan = plan;
         self.apply |= changed;

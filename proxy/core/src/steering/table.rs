@@ -13,19 +13,22 @@ use std::sync::LazyLock;
 
 use proxy_common::maps::{BUCKET_BITS, BUCKETS, NO_SLOT};
 
+use super::Member;
 use super::permutation::{Permutation, mix};
-use super::{Member, Standing};
 
 /// Visits of each bucket, on average; `exp(-COVER)` of the buckets are left over and are decided one by one.
-const COVER: u64 = 6;
+const COVER: u64 = 5;
 /// Fraction bits of [`LOGARITHMS`].
 const LOG_BITS: u32 = 48;
 /// Fraction bits of a member's price.
 const PRICE_BITS: u32 = 40;
-/// A cost keeps 57 bits, so that the member fits below it in one word.
+/// Bits of a cost before it is rounded.
 const COST_BITS: u32 = 57;
 /// Shift from a logarithm times a price to a cost: logarithms have 4 bits before the point.
 const COST_SHIFT: u32 = LOG_BITS + 4 + PRICE_BITS - COST_BITS;
+/// A rounded cost has these bits behind its leading one: enough to tell any two ranks of a member, which are 1 in
+/// `BUCKETS` apart at the least.
+const MANTISSA_BITS: u32 = BUCKET_BITS + 1;
 
 /// `-ln(1 - (r + 0.5) / BUCKETS)` for each rank `r`, with [`LOG_BITS`] fraction bits; in integers, so that all front
 /// ends agree to the last bit.
@@ -53,7 +56,10 @@ fn logarithms(bits: u32) -> impl Iterator<Item = u64> {
 
 /// Bits of a bid that name the bidder.
 const BIDDER_BITS: u32 = 7;
-const NO_BID: u64 = u64::MAX;
+const NO_BID: u32 = u32::MAX;
+
+// The largest bid fits in one word: so the bids of a whole table stay in the processor's cache.
+const _: () = assert!(((COST_BITS - MANTISSA_BITS + 1) as u64) << (MANTISSA_BITS + BIDDER_BITS) < NO_BID as u64);
 
 /// One candidate for buckets.
 #[derive(Debug, Clone, Copy)]
@@ -74,11 +80,11 @@ impl Candidate {
     }
 
     #[inline]
-    fn bid(&self, cost: u64) -> u64 {
-        cost << BIDDER_BITS | u64::from(self.slot)
+    fn bid(&self, cost: u32) -> u32 {
+        cost << BIDDER_BITS | u32::from(self.slot)
     }
 
-    fn bid_for(&self, bucket: u32) -> u64 {
+    fn bid_for(&self, bucket: u32) -> u32 {
         let logarithm = logarithms(self.bits).nth(self.permutation.rank(bucket) as usize);
         logarithm.map_or(NO_BID, |logarithm| self.bid(cost(logarithm, self.price)))
     }
@@ -88,10 +94,13 @@ const fn price(weight: u64) -> u64 {
     (1 << PRICE_BITS) / weight
 }
 
+/// The product, rounded to an exponent and a mantissa with its leading one, added: what is more costs more, or as much.
 #[inline]
-#[allow(clippy::cast_possible_truncation, reason = "52 and 41 bits less the shift are 57")]
-fn cost(logarithm: u64, price: u64) -> u64 {
-    ((u128::from(logarithm) * u128::from(price)) >> COST_SHIFT) as u64
+#[allow(clippy::cast_possible_truncation, reason = "52 and 41 bits less the shift are 57, rounded they are 25")]
+fn cost(logarithm: u64, price: u64) -> u32 {
+    let cost = ((u128::from(logarithm) * u128::from(price)) >> COST_SHIFT) as u64;
+    let shift = (cost >> MANTISSA_BITS).max(1).ilog2();
+    (shift << MANTISSA_BITS) + (cost >> shift) as u32
 }
 
 /// Who owns each bucket, by slot: `NO_SLOT` if there are no members.
@@ -137,28 +146,47 @@ fn candidates(members: &[Member], except: u8, bits: u32) -> Vec<Candidate> {
         .collect()
 }
 
+/// What each rank costs: the same for members of the same weight, as most are.
+#[derive(Default)]
+struct Prices {
+    price: u64,
+    costs: Vec<u32>,
+}
+
+impl Prices {
+    /// The costs of `candidate` that are no more than `limit`, which must be the same in every call.
+    fn up_to(&mut self, limit: u32, candidate: &Candidate) -> &[u32] {
+        if self.price != candidate.price {
+            let costs = logarithms(candidate.bits).map(|logarithm| cost(logarithm, candidate.price));
+            self.costs = costs.take_while(|cost| *cost <= limit).collect();
+            self.price = candidate.price;
+        }
+        &self.costs
+    }
+}
+
 /// The lowest bid for each bucket: the cost, and below it the bidder's slot, which decides ties: slots are in the order of
 /// names everywhere.
-struct Bids(Vec<u64>);
+struct Bids(Vec<u32>);
 
 impl Bids {
     fn collect(candidates: &[Candidate], bits: u32) -> Self {
         let mut bids = Self(vec![NO_BID; 1 << bits]);
         let weight: u64 = candidates.iter().map(|candidate| u64::from(candidate.weight)).sum();
         let limit = if weight == 0 { 0 } else { cost(COVER << LOG_BITS, price(weight)) };
+        let mut prices = Prices::default();
         for candidate in candidates {
-            bids.walk(candidate, limit);
+            bids.walk(candidate, prices.up_to(limit, candidate));
         }
         bids.fill(candidates);
         bids
     }
 
-    /// Bids for every bucket that costs `candidate` no more than `limit`.
-    fn walk(&mut self, candidate: &Candidate, limit: u64) {
-        let affordable = logarithms(candidate.bits).map(|logarithm| cost(logarithm, candidate.price));
-        for (rank, cost) in (0..).zip(affordable.take_while(|&cost| cost <= limit)) {
+    /// Bids for as many buckets as there are costs.
+    fn walk(&mut self, candidate: &Candidate, costs: &[u32]) {
+        for (rank, cost) in (0..).zip(costs) {
             let best = &mut self.0[candidate.permutation.bucket(rank) as usize];
-            *best = (*best).min(candidate.bid(cost));
+            *best = (*best).min(candidate.bid(*cost));
         }
     }
 
@@ -172,11 +200,12 @@ impl Bids {
     /// One more candidate, whom nobody's bid must be missing for: it bids up to the highest bid that stands.
     fn outbid(&mut self, candidate: &Candidate) {
         let highest = self.0.iter().max().map_or(NO_BID, |bid| bid >> BIDDER_BITS);
-        self.walk(candidate, highest);
+        self.walk(candidate, Prices::default().up_to(highest, candidate));
     }
 
+    #[allow(clippy::cast_possible_truncation, reason = "the last bits are a slot")]
     fn slots(&self) -> Vec<u8> {
-        let slot = |bid: &u64| (*bid & u64::from(NO_SLOT)) as u8;
+        let slot = |bid: &u32| (*bid & u32::from(NO_SLOT)) as u8;
         self.0.iter().map(slot).collect()
     }
 }

@@ -31,16 +31,16 @@ fn an_owner_asks_its_chain_one_after_the_other() {
     let packet = packet4(port, 25, ACK);
     let asked = fixture.run(&packet);
     assert_eq!(asked, steered(&packet, NEAR, HOPS - 2));
-    // It comes back, by one lower each time.
+    // It comes back, lower each time; the last to be asked is told so.
     let back = from_member(&packet, NEAR, HOPS - 3);
-    assert_eq!(fixture.run(&back), steered(&back, NEAR_TOO, HOPS - 4));
-    let back = from_member(&packet, NEAR_TOO, HOPS - 5);
+    assert_eq!(fixture.run(&back), steered(&back, NEAR_TOO, ASKED_LAST));
+    let back = from_member(&packet, NEAR_TOO, ASKED_LAST - 1);
     assert_eq!(fixture.counted(&back), (XDP_PASS, Counter::Orphan));
     // A SYN is the owner's, unless its owner changed lately.
     assert_eq!(fixture.counted(&packet4(port, 25, SYN)), (XDP_PASS, Counter::OwnNew));
     fixture.set_bucket(bucket4(port), SELF, &[NEAR], true);
     assert_eq!(fixture.counted(&packet4(port, 25, SYN)), (XDP_TX, Counter::HandedOnNew));
-    let back = from_member(&packet4(port, 25, SYN), NEAR, HOPS - 3);
+    let back = from_member(&packet4(port, 25, SYN), NEAR, ASKED_LAST - 1);
     assert_eq!(fixture.counted(&back), (XDP_PASS, Counter::NewAgain));
 }
 

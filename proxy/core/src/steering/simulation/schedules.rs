@@ -13,7 +13,7 @@ use super::{Change, Schedule, ms};
 fn hard_case(size: usize, schedule: &[(u64, Change)]) {
     let schedule: Schedule = schedule.iter().map(|(after, change)| (ms(*after), *change)).collect();
     let span = schedule.last().map_or(Duration::ZERO, |(after, _)| *after);
-    for seed in 0..60 {
+    for seed in 0..40 {
         let mut world = World::new(seed, size);
         world.add_clients(25, ms(1));
         world.run_for(ms(1_000));
@@ -50,7 +50,10 @@ fn two_join_at_once() {
 
 #[test]
 fn everything_within_one_second() {
-    hard_case(5, &[(0, Drain(0)), (200, Drain(1)), (350, Weight(2, 20)), (500, Undrain(0)), (700, Start(5)), (900, Drain(3))]);
+    hard_case(
+        5,
+        &[(0, Drain(0)), (200, Drain(1)), (350, Weight(2, 20)), (500, Undrain(0)), (700, Start(5)), (900, Drain(3))],
+    );
     hard_case(4, &[(0, Drain(0)), (5, Undrain(0)), (10, Drain(0)), (15, Undrain(0)), (20, Weight(1, 200))]);
 }
 
@@ -90,9 +93,7 @@ fn random_change(rng: &mut SmallRng) -> Change {
 #[test]
 fn whatever_happens() {
     let (mut longest, mut opened, mut lost, mut dropped, mut time_wait) = (0, 0, 0, 0, 0);
-    let first = std::env::var_os("STEER_SEED").map_or(0, |s| s.to_str().unwrap().parse().unwrap());
-    let seeds = std::env::var_os("STEER_SEEDS").map_or(2_000, |s| s.to_str().unwrap().parse().unwrap());
-    for seed in first..first + seeds {
+    for seed in 0..1_000 {
         let mut rng = SmallRng::seed_from_u64(seed);
         let mut world = World::new(seed, rng.random_range(2..6));
         world.add_clients(20, ms(500));
@@ -110,5 +111,7 @@ fn whatever_happens() {
         dropped += world.tally.dropped;
         time_wait += world.tally.resets_in_time_wait;
     }
-    println!("{opened} connections, {lost} lost with their members, {dropped} packets dropped, at most {longest} members visited, {time_wait} resets in TIME_WAIT");
+    println!("{opened} connections opened, {lost} lost with their members, {dropped} packets dropped");
+    println!("at most {longest} members visited, {time_wait} resets after the end of a connection");
+    assert!(opened > 30_000 && lost > 1_000 && dropped > 1_000, "the cases that matter do not happen");
 }

@@ -8,16 +8,15 @@ use rand::rngs::SmallRng;
 use rand::{RngExt as _, SeedableRng as _};
 
 use super::client::{Client, Phase, Server};
-use super::kernel::{Conversation, Reply, Tuple};
+use super::kernel::{Conversation, Reply};
 use super::node::{News, Node, Packet};
 use super::{Change, Schedule, ms};
 use crate::steering::{Action, Holdings, Member, Standing};
 
+mod clients;
+
 /// log2 of the buckets: so few that connections share them.
 pub(super) const BITS: u32 = 6;
-/// A living connection is answered at least so often once the changes are over.
-const ANSWERED_WITHIN: Duration = Duration::from_secs(3);
-
 pub(super) fn name(node: usize) -> String {
     format!("fe{node}")
 }
@@ -30,9 +29,21 @@ enum Event {
     /// At the network card of a node, whoever lives there.
     Arrive(usize, Packet),
     /// To the client of a tuple, in its life, from whom.
-    Reply { client: usize, life: u64, to: Kind, reply: Reply, from: Server },
-    Timer { client: usize, life: u64 },
-    Close { client: usize, life: u64 },
+    Reply {
+        client: usize,
+        life: u64,
+        to: Kind,
+        reply: Reply,
+        from: Server,
+    },
+    Timer {
+        client: usize,
+        life: u64,
+    },
+    Close {
+        client: usize,
+        life: u64,
+    },
 }
 
 #[derive(Debug)]
@@ -152,15 +163,18 @@ impl World {
     // Members.
 
     fn change(&mut self, change: Change) {
+        match change {
+            Change::Start(node) => self.start(node),
+            Change::Kill(node) => self.end(node, (ms(400), ms(900))),
+            Change::Leave(node) => self.end(node, (ms(0), ms(50))),
+            Change::Drain(node) => self.edit(node, |member| member.standing = Standing::Draining),
+            Change::Undrain(node) => self.edit(node, |member| member.standing = Standing::Active),
+            Change::Weight(node, weight) => self.edit(node, |member| member.weight = weight),
+        }
+    }
+
+    fn edit(&mut self, node: usize, edit: impl FnOnce(&mut Member)) {
         let now = self.now;
-        let (node, edit): (usize, Box<dyn FnOnce(&mut Member)>) = match change {
-            Change::Start(node) => return self.start(node),
-            Change::Kill(node) => return self.end(node, (ms(400), ms(900))),
-            Change::Leave(node) => return self.end(node, (ms(0), ms(50))),
-            Change::Drain(node) => (node, Box::new(|m| m.standing = Standing::Draining)),
-            Change::Undrain(node) => (node, Box::new(|m| m.standing = Standing::Active)),
-            Change::Weight(node, weight) => (node, Box::new(move |m| m.weight = weight)),
-        };
         let Some(there) = self.nodes.get_mut(&node).filter(|n| n.me.standing != Standing::Joining) else { return };
         there.change(now, edit);
         self.drain(node);
@@ -172,7 +186,8 @@ impl World {
             return;
         }
         let mut known: Vec<_> = self.nodes.values().map(Node::knowledge).collect();
-        let first = if known.is_empty() { Vec::new() } else { known.swap_remove(self.rng.random_range(0..known.len())) };
+        let first =
+            if known.is_empty() { Vec::new() } else { known.swap_remove(self.rng.random_range(0..known.len())) };
         let member = self.member(node, Standing::Joining);
         let life = Server { node, generation: member.generation };
         self.nodes.insert(node, Node::new(member));
@@ -222,7 +237,8 @@ impl World {
             Input::Hear(news) => node.hear(now, news),
             Input::Told(from, bytes) => node.machine.handle_holdings(now, &from, Holdings::decode(&bytes).unwrap()),
             Input::List => {
-                let listed = node.kernel.tuples(now).map(|tuple| u32::try_from(tuple >> (64 - BITS)).unwrap()).collect();
+                let listed =
+                    node.kernel.tuples(now).map(|tuple| u32::try_from(tuple >> (64 - BITS)).unwrap()).collect();
                 let delay = ms(self.rng.random_range(0..5));
                 return self.after(delay, Event::At(life, Input::Listed(listed)));
             }
@@ -370,131 +386,5 @@ impl World {
         let lives = there.is_some_and(|n| n.kernel.has(self.now, client.tuple, conversation));
         let ours = packet.life == client.life && packet.conversation == conversation;
         assert!(!(lives && ours), "seed {}: {at:?} resets {packet:?}, which {server:?} has", self.seed);
-    }
-
-    // Clients.
-
-    fn reply(&mut self, client: usize, life: u64, to: Kind, reply: Reply, from: Server) {
-        let who = &mut self.clients[client];
-        if who.life != life {
-            return;
-        }
-        match (who.phase, reply) {
-            (Phase::Opening(_), Reply::SynAck(conversation)) => {
-                who.phase = Phase::Open { conversation, server: from };
-                self.tally.opened += 1;
-                self.answered.insert(client, self.now);
-                self.send(client, Kind::Other);
-                self.talk_later(client);
-                if self.rng.random_bool(0.3) {
-                    let delay = ms(self.rng.random_range(100..20_000));
-                    self.after(delay, Event::Close { client, life });
-                }
-            }
-            // Whatever it is, it is told what this client knows.
-            (Phase::Open { .. }, Reply::SynAck(_)) => self.send(client, Kind::Other),
-            (Phase::Open { .. }, Reply::Ack) => {
-                who.unanswered = 0;
-                self.answered.insert(client, self.now);
-            }
-            (Phase::Open { server, .. }, Reply::Reset) => self.lose(client, server),
-            (Phase::Open { server, .. }, Reply::Challenge) if to == Kind::Other => {
-                panic!("seed {}: {from:?} has another connection than {server:?} of {who:?}", self.seed)
-            }
-            _ => {}
-        }
-    }
-
-    fn is_alive(&self, server: Server) -> bool {
-        self.nodes.get(&server.node).is_some_and(|n| n.me.generation == server.generation)
-    }
-
-    /// The client's member died: it opens a new connection.
-    fn lose(&mut self, client: usize, server: Server) {
-        assert!(!self.is_alive(server), "seed {}: {server:?} lives, but {:?} is lost", self.seed, self.clients[client]);
-        self.tally.lost += 1;
-        self.clients[client].phase = Phase::Lost;
-        self.reopen(client);
-    }
-
-    fn reopen(&mut self, client: usize) {
-        let who = &mut self.clients[client];
-        (who.life, who.unanswered) = (who.life + 1, 0);
-        let life = who.life;
-        let delay = ms(self.rng.random_range(50..3_000));
-        self.after(delay, Event::Timer { client, life });
-    }
-
-    fn talk_later(&mut self, client: usize) {
-        let life = self.clients[client].life;
-        let delay = ms(self.rng.random_range(20..900));
-        self.after(delay, Event::Timer { client, life });
-    }
-
-    fn timer(&mut self, client: usize, life: u64) {
-        let who = &mut self.clients[client];
-        if who.life != life {
-            return;
-        }
-        match who.phase {
-            Phase::Closed | Phase::Lost => {
-                who.phase = Phase::Opening(0);
-                self.timer(client, life);
-            }
-            Phase::Opening(sent) => {
-                who.phase = Phase::Opening(sent + 1);
-                self.send(client, Kind::New);
-                self.after(Client::syn_pause(sent), Event::Timer { client, life });
-            }
-            Phase::Open { server, .. } => {
-                who.unanswered += 1;
-                if who.unanswered > 12 && !self.is_alive(server) {
-                    return self.lose(client, server);
-                }
-                self.send(client, Kind::Other);
-                self.talk_later(client);
-            }
-        }
-    }
-
-    fn close(&mut self, client: usize, life: u64) {
-        let waits = self.rng.random_bool(0.5);
-        let who = &mut self.clients[client];
-        let Phase::Open { server, .. } = who.phase else { return };
-        if who.life != life {
-            return;
-        }
-        let tuple: Tuple = who.tuple;
-        // The last acknowledgement was lost: the client repeats its FIN.
-        self.send(client, Kind::Other);
-        self.clients[client].phase = Phase::Closed;
-        let now = self.now;
-        if let Some(node) = self.nodes.get_mut(&server.node).filter(|n| n.me.generation == server.generation) {
-            node.kernel.close(now, tuple, waits);
-        }
-        self.reopen(client);
-    }
-
-    /// The changes are over: every client is connected, every connection answers.
-    pub(super) fn finish(&mut self) {
-        self.lossy = false;
-        for client in &mut self.clients {
-            if matches!(client.phase, Phase::Opening(_)) {
-                client.phase = Phase::Opening(0);
-            }
-        }
-        self.run_for(Duration::from_secs(30));
-        let views: Vec<_> = self.nodes.values().map(|n| (n.machine.is_settled(), n.me.standing)).collect();
-        assert!(views.iter().all(|view| view.0 && view.1 != Standing::Joining), "seed {}: {views:?}", self.seed);
-        for (number, client) in self.clients.iter().enumerate() {
-            match client.phase {
-                Phase::Open { server, .. } if self.is_alive(server) => {
-                    let silence = self.now - self.answered[&number];
-                    assert!(silence < ANSWERED_WITHIN, "seed {}: {client:?} waits for {silence:?}", self.seed);
-                }
-                Phase::Opening(sent) => assert!(sent < 4 || self.nodes.is_empty(), "seed {}: {client:?} finds no server", self.seed),
-                Phase::Open { .. } | Phase::Closed | Phase::Lost => {}
-            }
-        }
     }
 }

@@ -6,6 +6,7 @@ use rand::rngs::SmallRng;
 use rand::{RngExt as _, SeedableRng as _};
 
 use super::*;
+use crate::steering::Standing;
 
 fn member(name: String, weight: u16) -> Member {
     Member { name, generation: 1, revision: 0, weight, standing: Standing::Active }
@@ -69,6 +70,15 @@ fn the_logarithm_is_one() {
         assert!((ours / ideal - 1.0).abs() < tolerance, "{rank}: {ours} for {ideal}");
     }
     assert!(LOGARITHMS.is_sorted() && LOGARITHMS.iter().all(|l| l >> (LOG_BITS + 4) == 0));
+}
+
+#[test]
+fn rounded_costs_keep_their_order() {
+    for weight in [1, 100, 101, 32_768, 65_535] {
+        let costs: Vec<_> = LOGARITHMS.iter().map(|logarithm| cost(*logarithm, price(weight))).collect();
+        assert!(costs.is_sorted_by(|a, b| a < b), "two ranks of weight {weight} cost as much");
+        assert!(costs.iter().all(|cost| cost >> (u32::BITS - BIDDER_BITS) == 0));
+    }
 }
 
 #[test]

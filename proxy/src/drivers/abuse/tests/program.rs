@@ -1,7 +1,8 @@
 //! All of it with the real program: what the control socket is told, the kernel does.
 
 use proxy_common::hash::SteeringKey;
-use proxy_common::maps::Counter;
+use proxy_common::maps::{BUCKETS, Chain, Counter, MEMBER_PRESENT, Member, NO_SLOT, Owner};
+use proxy_core::steering::Plan;
 
 use super::*;
 use crate::config;
@@ -31,6 +32,19 @@ fn bpffs() -> Option<BpfFs> {
 
 const CONFIGURED: u32 = 1_000;
 
+/// The plan of a pool of one.
+fn alone() -> Plan {
+    let buckets = BUCKETS as usize;
+    Plan {
+        members: vec!["fe1".into()],
+        own_slot: 0,
+        owners: vec![Owner::new(0, false); buckets],
+        successors: vec![NO_SLOT; buckets],
+        chains: vec![Chain::EMPTY; buckets],
+        settling: false,
+    }
+}
+
 /// The defence of a daemon that has just started, without a network.
 fn start(bpffs: &BpfFs, state: &Path) -> (Abuse, Maps) {
     let settings = dataplane::Settings {
@@ -43,6 +57,8 @@ fn start(bpffs: &BpfFs, state: &Path) -> (Abuse, Maps) {
     let mut dataplane = Dataplane::load(bpffs.0.path(), &settings).unwrap();
     dataplane.set_vips([("10.77.0.100".parse().unwrap(), true)]).unwrap();
     dataplane.set_services([("10.77.0.100".parse().unwrap(), 25)]).unwrap();
+    dataplane.apply_table(&alone(), &[Member { flags: MEMBER_PRESENT, ..Member::default() }]).unwrap();
+    dataplane.keep_alive(Duration::from_secs(60)).unwrap();
     let limit = Limit::new(CONFIGURED, 32, 56).unwrap();
     let configured = config::Abuse { limit, syn_cookies_above: 5_000 };
     Abuse::open("fe1", state, configured, SharedDataplane::new(dataplane)).unwrap()
