@@ -29,6 +29,8 @@ const TRANSFER_LIMIT: Duration = Duration::from_secs(10);
 const MTU: usize = 1500;
 const ETHERNET: usize = 14;
 const SMALL_MTU: u16 = 1280;
+/// So many that every front end has some of either family.
+const CONNECTIONS: usize = 24;
 const LIMIT: Duration = Duration::from_secs(3);
 
 /// Sends or reads until the far front end was the one; how long that time took.
@@ -88,11 +90,13 @@ fn path_mtu(lab: &Lab, host: &str, address: IpAddr) -> anyhow::Result<Option<u64
 
 /// A router tells a server that its packets do not fit. The error names the VIP, so any front end may get it.
 fn icmp_errors(lab: &Lab) -> anyhow::Result<()> {
+    let router = lab.mac("router")?;
     watched(lab, |stage| {
         let mut owners = Vec::new();
-        for _ in 0..12 {
+        for _ in 0..CONNECTIONS {
             let mut puppet = stage.puppet(25)?;
-            let owner = stage.front_end(puppet.connect(stage.entrance(0))?)?;
+            let mac = puppet.connect(stage.entrance(0))?;
+            let owner = if mac == router { FAR } else { stage.front_end(mac)? };
             let address = puppet.own.ip();
             let host = format!("fe{owner}");
             if path_mtu(lab, &host, address)?.is_some() {
@@ -105,7 +109,7 @@ fn icmp_errors(lab: &Lab) -> anyhow::Result<()> {
             owners.push(host);
         }
         eprintln!("  the path MTU fell to {SMALL_MTU} on {owners:?}");
-        ensure!(owners.len() >= 4, "every front end was to learn it in both families: {owners:?}");
+        ensure!(owners.len() == 6, "every front end was to learn it in both families: {owners:?}");
         Ok(())
     })
 }
@@ -115,8 +119,8 @@ fn icmp_errors(lab: &Lab) -> anyhow::Result<()> {
 fn complain(stage: &Stage<'_>, puppet: &Puppet, owner: u8) -> anyhow::Result<()> {
     let mut quoted = puppet.segment(Flags { ack: true, ..Flags::default() }, &[b'x'; 400]);
     (quoted.source, quoted.destination) = (puppet.server, puppet.own);
-    // What the server sent last: the kernel believes nothing else.
-    quoted.sequence = puppet.acknowledgment.wrapping_sub(1);
+    // Neither acknowledged yet nor beyond what was sent: the kernel believes nothing else.
+    quoted.sequence = puppet.acknowledgment;
     quoted.acknowledgment = puppet.sequence;
     let router: IpAddr = if puppet.own.is_ipv4() { STAND_IN.into() } else { STAND_IN6.into() };
     let error = too_big(router, puppet.server.ip(), SMALL_MTU, &quoted.packet()?)?;

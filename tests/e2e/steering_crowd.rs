@@ -107,7 +107,7 @@ impl<'a> Story<'a> {
         let by_front_end: Vec<String> =
             census.iter().map(|(name, fates)| format!("{name} {}/{}", fates.alive, fates.lost())).collect();
         let (seconds, repeated) = (self.begin.elapsed().as_secs_f64(), total(census).repeated);
-        eprintln!("  {seconds:>5.1} s  {what}: alive/lost {}; {repeated} packets repeated", by_front_end.join(", "));
+        eprintln!("  {seconds:>5.1} s  {what}: alive/lost {}; {repeated} packets lost", by_front_end.join(", "));
     }
 
     /// Changes something. Everybody speaks while the change goes round, and again when all agree.

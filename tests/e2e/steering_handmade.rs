@@ -266,26 +266,35 @@ fn is_out(lab: &Lab, number: u8) -> Option<bool> {
     lab.cli_json(number, &["cookies", "show"]).ok()?["out"].as_bool()
 }
 
+/// When a front end's kernel makes cookies: "1", when a listener's queue of handshakes is full; "2", always.
+fn set_kernel_cookies(lab: &Lab, number: u8, when: &str) -> anyhow::Result<()> {
+    let key = format!("net.ipv4.tcp_syncookies={when}");
+    let output = lab.exec(&format!("fe{number}"), &["sysctl", "-qw", &key])?;
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    Ok(())
+}
+
 fn ack_of_a_kernels_cookie(lab: &Lab) -> anyhow::Result<()> {
-    let set = |number: u8, value: &str| {
-        let key = format!("net.ipv4.tcp_syncookies={value}");
-        let output = lab.exec(&format!("fe{number}"), &["sysctl", "-qw", &key])?;
-        ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        Ok(())
-    };
     let sent = |number: u8| {
         let output = lab.exec(&format!("fe{number}"), &["cat", "/proc/net/netstat"])?;
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         crate::steering::snmp(&text, "TcpExt", "SyncookiesSent").context("no counter of cookies")
     };
-    cookies(lab, |number| set(number, "2"), |number| set(number, "1"), sent)
+    cookies(lab, |number| set_kernel_cookies(lab, number, "2"), |number| set_kernel_cookies(lab, number, "1"), sent)
 }
 
 fn ack_of_a_programs_cookie(lab: &Lab) -> anyhow::Result<()> {
+    // The kernel gives a program cookies only when it would make some itself; here no queue is full.
     cookies(
         lab,
-        |number| lab.cli(number, &["cookies", "on"]).map(drop),
-        |number| lab.cli(number, &["cookies", "auto"]).map(drop),
+        |number| {
+            set_kernel_cookies(lab, number, "2")?;
+            lab.cli(number, &["cookies", "on"]).map(drop)
+        },
+        |number| {
+            set_kernel_cookies(lab, number, "1")?;
+            lab.cli(number, &["cookies", "auto"]).map(drop)
+        },
         |number| lab.counter(number, "cookie_sent"),
     )
 }

@@ -27,6 +27,12 @@ fn gathered(lab: &Lab) -> anyhow::Result<Crowd> {
     Ok(crowd)
 }
 
+/// Packets of established connections that the programs of all front ends but `victim` have dropped.
+fn dropped(lab: &Lab, victim: u8) -> anyhow::Result<u64> {
+    let others = lab.started().into_iter().filter(|number| *number != victim);
+    others.map(|number| lab.counter(number, "orphan_settling")).sum()
+}
+
 /// Fails if a connection of another front end than `victim` is lost; how many packets of these were repeated.
 fn others_live(census: &Census, victim: &str) -> anyhow::Result<u64> {
     let others = || census.iter().filter(|(name, _)| *name != victim).map(|(_, fates)| fates);
@@ -75,6 +81,7 @@ fn sigkill_and_start(lab: &Lab) -> anyhow::Result<()> {
 fn come_back(lab: &Lab, victim: u8, end: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Result<()> {
     let name = format!("fe{victim}");
     let mut crowd = gathered(lab)?;
+    let dropped_before = dropped(lab, victim)?;
     let repeated_before = others_live(&crowd.check(PATIENCE)?, &name)?;
     end()?;
     let (mut rounds, mut refused, mut repeated) = (0, 0, 0);
@@ -107,9 +114,10 @@ fn come_back(lab: &Lab, victim: u8, end: impl FnOnce() -> anyhow::Result<()>) ->
     lab.await_pool()?;
     await_agreement(lab)?;
     everybody(&mut crowd)?;
-    let repeated = repeated - repeated_before;
+    let (repeated, dropped) = (repeated - repeated_before, dropped(lab, victim)? - dropped_before);
     eprintln!("  {name} ended within {ended:.1?}; in {rounds} rounds no connection on another was lost");
     eprintln!("  {refused} of {} new connections failed meanwhile", rounds * u64::from(NEWCOMERS));
+    eprintln!("  {repeated} packets of connections on others were lost, {dropped} dropped by the others' programs");
     ensure!(repeated == 0, "{repeated} packets of connections on others were lost");
     Ok(())
 }
