@@ -47,8 +47,11 @@ pub const SERVICE_SLOTS: u32 = 16_384;
 pub const MAX_FRAGMENTS: u32 = 16_384;
 /// Denied prefixes of each address family at the most.
 pub const MAX_DENIED: u32 = 1 << 20;
-/// Counters of new connections by source prefix.
-pub const NEW_CONNECTION_SLOTS: u32 = 1 << 18;
+/// Counters of new connections by source prefix. So few that they stay in the CPU's second cache: a SYN is to cost no
+/// more than another packet.
+pub const NEW_CONNECTION_SLOTS: u32 = 1 << 15;
+/// New connections of one prefix in one period that can be counted.
+pub const MAX_NEW_CONNECTIONS: u32 = 0xffff;
 
 /// `BPF_F_MMAPABLE`: the daemon writes tables through memory, not by a system call for each element.
 pub const MMAPABLE: u32 = 1 << 10;
@@ -309,14 +312,20 @@ impl Service {
         Self { address, port, used: 1, reserved: 0 }
     }
 
+    /// The slot's octets, for comparing them fast.
+    #[inline(always)]
+    pub const fn words(address: [u64; 2], port: [u8; 2]) -> [u64; 3] {
+        [address[0], address[1], u16::from_le_bytes(port) as u64 | 1 << 16]
+    }
+
     /// Where the service may stand in a half of `SERVICES`. The operator chooses the services, so the mix need not be
     /// keyed.
     #[inline(always)]
     #[allow(clippy::cast_possible_truncation, reason = "some bits are what is wanted")]
     pub const fn slots(address: [u64; 2], port: [u8; 2]) -> [u32; 2] {
-        let word = address[0] ^ address[1].rotate_left(23) ^ (u16::from_le_bytes(port) as u64).rotate_left(47);
-        let mixed = (word ^ (word >> 32)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        let mixed = (mixed ^ (mixed >> 32)).wrapping_mul(0xd6e8_feb8_6659_fd93);
+        // What differs stands below, since a multiplication carries upwards only: the port, then an IPv4 address.
+        let word = address[1].rotate_left(48) ^ address[0].wrapping_mul(0xd6e8_feb8_6659_fd93);
+        let mixed = (word ^ u16::from_le_bytes(port) as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         [(mixed >> 50) as u32 % SERVICE_SLOTS, (mixed >> 36) as u32 % SERVICE_SLOTS]
     }
 }
@@ -346,8 +355,11 @@ pub const DENY_V4_WORDS: u32 = 1 << (DENY_V4_FILTER - 6);
 /// log2 of the bits of each IPv6 part of `DENY_FILTER`, which are hashed.
 pub const DENY_V6_BITS: u32 = 20;
 const DENY_V6_WORDS: u32 = 1 << (DENY_V6_BITS - 6);
-/// Words of `DENY_FILTER`: IPv4, then the fine and the coarse part of IPv6.
-pub const DENY_WORDS: u32 = DENY_V4_WORDS + 2 * DENY_V6_WORDS;
+/// Words of `DENY_FILTER` that tell whether anything in a /16 of IPv4 is denied: so few that they stay in the CPU's first
+/// cache, and for most sources they are all that is looked at.
+const DENY_V4_COARSE_WORDS: u32 = 1 << (16 - 6);
+/// Words of `DENY_FILTER`: IPv4, then the fine and the coarse part of IPv6, then the coarse part of IPv4.
+pub const DENY_WORDS: u32 = DENY_V4_WORDS + 2 * DENY_V6_WORDS + DENY_V4_COARSE_WORDS;
 
 /// Where a bit stands in `DENY_FILTER`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -362,6 +374,13 @@ impl FilterBit {
     pub const fn v4(address: [u8; 4]) -> Self {
         let prefix = u32::from_be_bytes(address) >> 8;
         Self { word: prefix >> 6, mask: 1 << (prefix & 63) }
+    }
+
+    /// The bit of an IPv4 address's /16: set if any bit of [`FilterBit::v4`] in it is.
+    #[inline(always)]
+    pub const fn v4_coarse(address: [u8; 4]) -> Self {
+        let prefix = u32::from_be_bytes(address) >> 16;
+        Self { word: DENY_V4_WORDS + 2 * DENY_V6_WORDS + (prefix >> 6), mask: 1 << (prefix & 63) }
     }
 
     /// The bit of an IPv6 address: set if a denied prefix of [`DENY_V6_FINE`] bits or more lies in its /48.

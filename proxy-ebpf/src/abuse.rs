@@ -15,7 +15,7 @@ use crate::{
 /// True if the source is on the deny list.
 #[inline(always)]
 pub fn denied<F: Flow>(flow: &F, control: ControlRef) -> bool {
-    control.has(DENY_ANY) && flow.denied(control)
+    control.has(DENY_ANY) && flow.is_suspected(control) && flow.denied()
 }
 
 #[inline(always)]
@@ -45,17 +45,19 @@ pub fn over_limit<F: Flow>(flow: &F, control: ControlRef) -> bool {
     }
     // Keyed, so that nobody can choose prefixes that share a victim's counter.
     let mixed = (flow.prefix(control) ^ constants.key.k0).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    let slot = (mixed >> (64 - NEW_CONNECTION_SLOTS.trailing_zeros())) as u32;
-    let Some(counter) = NEW_CONNECTIONS.get_ptr_mut(slot) else { return false };
-    let period = (jiffies() >> (constants.period_shift & 63)) as u32;
+    let index = (mixed >> (63 - NEW_CONNECTION_SLOTS.trailing_zeros())) as u32;
+    let Some(pair) = NEW_CONNECTIONS.get_ptr_mut(index >> 1) else { return false };
+    let period = (jiffies() >> (constants.period_shift & 63)) as u16;
+    let shift = (index & 1) * 32;
     // SAFETY: an aligned word of the map's own memory.
     unsafe {
-        let seen = *counter;
-        let count = if (seen >> 32) as u32 == period { seen as u32 } else { 0 };
+        let seen = (*pair >> shift) as u32;
+        let count = if (seen >> 16) as u16 == period { seen & 0xffff } else { 0 };
         if count >= limit {
             return true;
         }
-        *counter = u64::from(period) << 32 | u64::from(count + 1);
+        let counted = u32::from(period) << 16 | (count + 1);
+        *pair = *pair & !(0xffff_ffff << shift) | u64::from(counted) << shift;
     }
     false
 }

@@ -37,7 +37,9 @@ pub trait Flow: Copy {
     fn vip(&self) -> [u64; 2];
     fn socket(&self, ctx: &XdpContext) -> Socket;
     fn answers_cookie(ctx: &XdpContext, place: Place) -> bool;
-    fn denied(&self, control: ControlRef) -> bool;
+    /// The source may be denied; nearly nobody else is suspected.
+    fn is_suspected(&self, control: ControlRef) -> bool;
+    fn denied(&self) -> bool;
     /// The source's prefix, for counting.
     fn prefix(&self, control: ControlRef) -> u64;
     /// The source is on this machine's own segment.
@@ -87,9 +89,14 @@ impl Flow for V4 {
     }
 
     #[inline(always)]
-    fn denied(&self, _control: ControlRef) -> bool {
+    fn is_suspected(&self, _control: ControlRef) -> bool {
         let source = self.source.to_ne_bytes();
-        abuse::is_set(FilterBit::v4(source)) && abuse::denied_v4(self.source)
+        abuse::is_set(FilterBit::v4_coarse(source)) && abuse::is_set(FilterBit::v4(source))
+    }
+
+    #[inline(always)]
+    fn denied(&self) -> bool {
+        abuse::denied_v4(self.source)
     }
 
     #[inline(always)]
@@ -134,12 +141,16 @@ impl Flow for V6 {
     }
 
     #[inline(always)]
-    fn denied(&self, control: ControlRef) -> bool {
+    fn is_suspected(&self, control: ControlRef) -> bool {
         let first = self.source[0];
-        let suspected = abuse::is_set(FilterBit::v6_fine(first))
+        abuse::is_set(FilterBit::v6_fine(first))
             || abuse::is_set(FilterBit::v6_coarse(first))
-            || control.has(proxy_common::maps::DENY_V6_WIDE);
-        suspected && abuse::denied_v6(&self.source)
+            || control.has(proxy_common::maps::DENY_V6_WIDE)
+    }
+
+    #[inline(always)]
+    fn denied(&self) -> bool {
+        abuse::denied_v6(&self.source)
     }
 
     #[inline(always)]

@@ -180,19 +180,55 @@ fn wrap(ctx: &XdpContext, tag: Tag, member: &Member, octets: usize, entropy: u16
         write(ctx, ETHERNET, Vlan { ethertype, ..vlan })?;
     }
     let port = ControlRef::open().ok_or(Error::NoTable)?.constants().encapsulation_port;
-    let udp = Udp {
-        source_port: (FIRST_EPHEMERAL | (entropy & 0x3fff)).to_be(),
-        destination_port: u16::from_ne_bytes(port),
-        length: ((octets + UDP) as u16).to_be(),
-        // None: the inner packet has its own (RFC 6935 for IPv6).
-        checksum: 0,
-    };
+    let udp = udp(port, octets, entropy);
     if by_v4 {
         write(ctx, l3, outer_v4(member, octets + OUTER_V4))?;
         write(ctx, l3 + IPV4, udp)
     } else {
         write(ctx, l3, outer_v6(member, octets + UDP))?;
         write(ctx, l3 + IPV6, udp)
+    }
+}
+
+/// Puts the packet of a frame without a tag into UDP over IPv4. `macs`: to whom and from whom the frame goes, as words.
+#[inline(always)]
+pub fn encapsulate_plain(
+    ctx: &XdpContext,
+    member: &Member,
+    macs: [u64; 2],
+    octets: usize,
+    entropy: u16,
+) -> Result<(), Error> {
+    adjust_head(ctx, -(OUTER_V4 as i32))?;
+    let port = ControlRef::open().ok_or(Error::NoTable)?.constants().encapsulation_port;
+    let head = PlainOuter {
+        ethernet: Ethernet {
+            destination: RawMac::of(Mac(macs[0])),
+            source: RawMac::of(Mac(macs[1])),
+            ethertype: ETHERTYPE_IPV4,
+        },
+        ip: outer_v4(member, octets + OUTER_V4),
+        udp: udp(port, octets, entropy),
+    };
+    write(ctx, 0, head)
+}
+
+/// What such a frame begins with.
+#[repr(C, packed)]
+struct PlainOuter {
+    ethernet: Ethernet,
+    ip: Ipv4,
+    udp: Udp,
+}
+
+#[inline(always)]
+fn udp(port: [u8; 2], octets: usize, entropy: u16) -> Udp {
+    Udp {
+        source_port: (FIRST_EPHEMERAL | (entropy & 0x3fff)).to_be(),
+        destination_port: u16::from_ne_bytes(port),
+        length: ((octets + UDP) as u16).to_be(),
+        // None: the inner packet has its own (RFC 6935 for IPv6).
+        checksum: 0,
     }
 }
 

@@ -12,6 +12,7 @@
 mod abuse;
 mod cookie;
 mod error;
+mod fast;
 mod flow;
 mod forward;
 mod fragment;
@@ -137,25 +138,30 @@ impl Handle {
 
 #[xdp(frags)]
 pub fn autocluster(ctx: XdpContext) -> u32 {
-    let mut verdict = Verdict(decide(Handle::of(&ctx)));
-    // Here, and not where it is found out: the functions of one chain of calls share 512 octets of stack.
-    if verdict.0 & Verdict::FOLLOW != 0 {
-        verdict = Verdict(fragment::follow(Handle::of(&ctx), verdict.0));
-    }
-    if verdict.0 & Verdict::TOO_BIG != 0 {
-        verdict = Verdict(too_big::tell(Handle::of(&ctx), verdict.0 >> Verdict::TOO_BIG_SHIFT & 0xf));
-    }
-    if verdict.0 & Verdict::LOG != 0 {
-        complain(&ctx, verdict.counter());
-    }
+    let Some(control) = maps::ControlRef::open() else { return XDP_PASS };
+    let verdict = match fast::decide(&ctx, control) {
+        Some(verdict) => verdict,
+        None => long_way(&ctx, control),
+    };
     maps::count(verdict.counter());
     verdict.action()
 }
 
+/// Here, and not where it is found out, is done what takes much stack: the functions of one chain of calls share 512
+/// octets of it.
 #[inline(always)]
-fn decide(handle: Handle) -> u64 {
-    let ctx = handle.open();
-    Verdict::word(maps::ControlRef::open().ok_or(Error::NoTable).and_then(|control| steer::frame(&ctx, control)))
+fn long_way(ctx: &XdpContext, control: maps::ControlRef) -> Verdict {
+    let mut verdict = Verdict(Verdict::word(steer::frame(ctx, control)));
+    if verdict.0 & Verdict::FOLLOW != 0 {
+        verdict = Verdict(fragment::follow(Handle::of(ctx), verdict.0));
+    }
+    if verdict.0 & Verdict::TOO_BIG != 0 {
+        verdict = Verdict(too_big::tell(Handle::of(ctx), verdict.0 >> Verdict::TOO_BIG_SHIFT & 0xf));
+    }
+    if verdict.0 & Verdict::LOG != 0 {
+        complain(Handle::of(ctx), verdict.counter());
+    }
+    verdict
 }
 
 /// Tells the daemon, which runs it as a test, what time it is here.
@@ -169,9 +175,10 @@ pub fn clock(_ctx: XdpContext) -> u32 {
 }
 
 // Not `#[cold]`: that puts it into a section of its own, whose calls aya 0.14 relocates wrongly.
-#[inline(always)]
-fn complain(ctx: &XdpContext, counter: u32) {
-    warn!(ctx, "counter {}: the daemon's maps contradict each other, or the driver refused", counter);
+#[inline(never)]
+fn complain(handle: Handle, counter: u32) {
+    let ctx = handle.open();
+    warn!(&ctx, "counter {}: the daemon's maps contradict each other, or the driver refused", counter);
 }
 
 #[panic_handler]

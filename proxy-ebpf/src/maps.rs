@@ -55,6 +55,7 @@ pub static DENY_V4: LpmTrie<[u8; 4], u32> = LpmTrie::pinned(MAX_DENIED, NO_PREAL
 #[map]
 pub static DENY_V6: LpmTrie<[u8; 16], u32> = LpmTrie::pinned(MAX_DENIED, NO_PREALLOC);
 
+/// In each word two counters: the period's number and the count, 16 bits each.
 #[map]
 pub static NEW_CONNECTIONS: Array<u64> = Array::pinned(NEW_CONNECTION_SLOTS, MMAPABLE);
 
@@ -77,6 +78,12 @@ static INTERFACE: Interface = Interface { mac: [0; 6], mtu: 0 };
 pub struct Here(u64);
 
 impl Here {
+    /// The address, and 16 bits of something else above it.
+    #[inline(always)]
+    pub fn word(self) -> u64 {
+        self.0
+    }
+
     #[inline(always)]
     pub fn mac(self) -> Mac {
         Mac(self.0 & 0xffff_ffff_ffff)

@@ -167,11 +167,20 @@ pub fn is_vip(address: &[u8; 16]) -> bool {
 fn is_service<F: Flow>(flow: &F, control: ControlRef) -> bool {
     let (vip, ports) = (flow.vip(), flow.ports().to_ne_bytes());
     let port = [ports[2], ports[3]];
+    serves(control, vip, port)
+}
+
+/// Whether the port (in network order) of the virtual address is steered.
+#[inline(always)]
+pub fn serves(control: ControlRef, vip: [u64; 2], port: [u8; 2]) -> bool {
     let base = control.services_half() * SERVICE_SLOTS;
+    let wanted = Service::words(vip, port);
+    let stands = |slot: u32| {
+        // SAFETY: a slot is three words long.
+        SERVICES.get_ptr(base + slot).is_some_and(|service| unsafe { *service.cast::<[u64; 3]>() } == wanted)
+    };
     let [one, other] = Service::slots(vip, port);
-    let wanted = Service::new(vip, port);
-    SERVICES.get(base + one).is_some_and(|service| *service == wanted)
-        || SERVICES.get(base + other).is_some_and(|service| *service == wanted)
+    stands(one) || stands(other)
 }
 
 /// Whether the frame reaches as far as its IP header says. Of a frame in several buffers only the first is looked at:

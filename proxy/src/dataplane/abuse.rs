@@ -32,7 +32,7 @@ impl Dataplane {
     pub fn set_limit(&mut self, limit: Limit) {
         let period = limit.period(jiffies_per_second());
         self.control.update(|control| {
-            control.new_connection_limit = period.connections;
+            control.new_connection_limit = period.connections.min(maps::MAX_NEW_CONNECTIONS);
             control.period_shift = period.shift;
             (control.prefix_v4, control.prefix_v6) = (limit.prefix_v4, limit.prefix_v6);
         });

@@ -192,6 +192,7 @@ impl Dataplane {
         let mut denied = trie::<[u8; 4]>(ebpf, maps::DENY_V4)?;
         for address in v4.map(|address| address.octets()) {
             set(FilterBit::v4(address));
+            set(FilterBit::v4_coarse(address));
             denied.insert(&Key::new(DENY_V4_FILTER, address), 1, 0)?;
         }
         let mut denied = trie::<[u8; 16]>(ebpf, maps::DENY_V6)?;

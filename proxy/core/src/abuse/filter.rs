@@ -83,7 +83,7 @@ fn is_wide(prefix: Prefix) -> bool {
     prefix.address().is_ipv6() && u32::from(prefix.bits()) < DENY_V6_COARSE
 }
 
-/// The bits that a prefix needs: of IPv4, one for each /24 that it touches; of IPv6, one, or none if it is wide.
+/// The bits that a prefix needs: of IPv4, one for each /24 that it touches, and one for each /16; of IPv6, one, or none if it is wide.
 fn for_each_bit(prefix: Prefix, mut f: impl FnMut(FilterBit)) {
     let bits = u32::from(prefix.bits());
     match prefix.address() {
@@ -91,6 +91,8 @@ fn for_each_bit(prefix: Prefix, mut f: impl FnMut(FilterBit)) {
             let (first, shift) = (v4.to_bits(), 32 - DENY_V4_FILTER);
             let count = 1 << DENY_V4_FILTER.saturating_sub(bits);
             (0..count).for_each(|i: u32| f(FilterBit::v4((first + (i << shift)).to_be_bytes())));
+            let count = 1 << 16_u32.saturating_sub(bits);
+            (0..count).for_each(|i: u32| f(FilterBit::v4_coarse((first + (i << 16)).to_be_bytes())));
         }
         IpAddr::V6(v6) => {
             let [word, _] = v6_words(v6.octets());
@@ -149,7 +151,9 @@ mod tests {
         fn denies(&self, source: IpAddr) -> bool {
             let look = self.filter.any()
                 && match source {
-                    IpAddr::V4(v4) => self.is_set(FilterBit::v4(v4.octets())),
+                    IpAddr::V4(v4) => {
+                        self.is_set(FilterBit::v4_coarse(v4.octets())) && self.is_set(FilterBit::v4(v4.octets()))
+                    }
                     IpAddr::V6(v6) => {
                         let [word, _] = v6_words(v6.octets());
                         self.filter.wide()

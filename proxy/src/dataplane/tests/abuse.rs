@@ -63,8 +63,9 @@ fn the_filter_alone_denies_nobody_and_without_it_nobody_is_looked_up() {
     assert_eq!(fixture.counted(&packet), (XDP_PASS, Counter::Own), "the flag is not set");
     fixture.dataplane.control.update(|control| control.flags |= DENY_ANY);
     assert_eq!(fixture.counted(&packet), (XDP_PASS, Counter::Own), "the filter's bit is not set");
-    let bit = FilterBit::v4(CLIENT4.octets());
-    filter.write(bit.word as usize, bit.mask);
+    for bit in [FilterBit::v4_coarse(CLIENT4.octets()), FilterBit::v4(CLIENT4.octets())] {
+        filter.write(bit.word as usize, bit.mask);
+    }
     assert_eq!(fixture.counted(&packet), (XDP_DROP, Counter::Denied));
     assert_eq!(fixture.counted(&packet4(fixture.port4(SELF), 25, SYN)), (XDP_DROP, Counter::Denied));
     assert_eq!(fixture.counted(&packet4(1, 22, SYN)), (XDP_PASS, Counter::Passed), "the appliance's own port");
