@@ -63,9 +63,8 @@ pub fn decide(ctx: &XdpContext, control: ControlRef) -> Option<Verdict> {
 #[inline(always)]
 fn v4(ctx: &XdpContext, control: ControlRef, base: *mut u8) -> Option<Verdict> {
     // SAFETY: the caller checked the bounds.
-    let (ip, addresses, ports, flags) = unsafe {
-        (load::<u64>(base, 16), load::<u64>(base, 26), load::<u32>(base, 34), load::<u16>(base, 46))
-    };
+    let (ip, addresses, ports, flags) =
+        unsafe { (load::<u64>(base, 16), load::<u64>(base, 26), load::<u32>(base, 34), load::<u16>(base, 46)) };
     // Length, identification, fragment, hop limit, protocol.
     let (total, hop_limit) = (usize::from(u16::from_be(ip as u16)), (ip >> 48) as u8);
     let fragment = (ip >> 32) as u16 & 0x3fff_u16.to_be();

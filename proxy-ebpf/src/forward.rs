@@ -15,8 +15,8 @@ use crate::{
     flow::Place,
     maps::{ControlRef, MEMBERS, interface},
     packet::{
-        ETHERNET, ETHERTYPE_IPV4, ETHERTYPE_IPV6, Ethernet, IPV4, IPV6, Ipv4, Ipv6, Mac, PROTOCOL_UDP, RawMac, Tag, UDP, Udp, Vlan, adjust_head,
-        at, fold, read, write,
+        ETHERNET, ETHERTYPE_IPV4, ETHERTYPE_IPV6, Ethernet, IPV4, IPV6, Ipv4, Ipv6, Mac, PROTOCOL_UDP, RawMac, Tag,
+        UDP, Udp, Vlan, adjust_head, at, fold, read, write,
     },
     too_big::TooBig,
 };
@@ -67,7 +67,10 @@ impl Forward {
 
     #[inline(always)]
     fn pack(self) -> u64 {
-        u64::from(self.half) << 32 | u64::from(self.slot) << 24 | u64::from(self.hop_limit) << 16 | u64::from(self.entropy)
+        u64::from(self.half) << 32
+            | u64::from(self.slot) << 24
+            | u64::from(self.hop_limit) << 16
+            | u64::from(self.entropy)
     }
 
     #[inline(always)]

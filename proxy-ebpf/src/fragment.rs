@@ -198,12 +198,7 @@ impl Later {
 
     #[inline(always)]
     fn unpack(word: u64) -> Self {
-        Self {
-            tag: Tag::from_bit(word >> 40),
-            v6: word >> 41 & 1 != 0,
-            id: word as u32,
-            came_with: (word >> 32) as u8,
-        }
+        Self { tag: Tag::from_bit(word >> 40), v6: word >> 41 & 1 != 0, id: word as u32, came_with: (word >> 32) as u8 }
     }
 }
 

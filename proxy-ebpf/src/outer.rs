@@ -12,8 +12,8 @@ use crate::{
     forward::{OUTER_V4, OUTER_V6},
     maps::{ControlRef, PEERS, count},
     packet::{
-        ETHERNET, ETHERTYPE_IPV4, ETHERTYPE_IPV6, Ethernet, IPV4, IPV6, Ipv4, Ipv6, PROTOCOL_UDP, Tag, Udp, Vlan, adjust_head, read,
-        write,
+        ETHERNET, ETHERTYPE_IPV4, ETHERTYPE_IPV6, Ethernet, IPV4, IPV6, Ipv4, Ipv6, PROTOCOL_UDP, Tag, Udp, Vlan,
+        adjust_head, read, write,
     },
 };
 
@@ -93,7 +93,11 @@ fn unpack(ctx: &XdpContext, tag: Tag, overhead: usize, source: &AddressKey) -> R
 #[inline(never)]
 fn take_off(handle: Handle, tag: Tag, overhead: u32, ethertype: u16) -> bool {
     let ctx = handle.open();
-    let taken = if tag.is_some() { take_off_tagged(&ctx, overhead, ethertype) } else { take_off_plain(&ctx, overhead, ethertype) };
+    let taken = if tag.is_some() {
+        take_off_tagged(&ctx, overhead, ethertype)
+    } else {
+        take_off_plain(&ctx, overhead, ethertype)
+    };
     if taken.is_ok() {
         count(Counter::Decapsulated as u32);
     }

@@ -2,7 +2,10 @@
 
 use aya_ebpf::programs::XdpContext;
 use proxy_common::{
-    maps::{BUCKET_BITS, BUCKETS, COOKIES_OUT, Chain, Counter, Owner, PeerSlots, SERVICE_SLOTS, SYN_COOKIES, Service, TableState, mac_key},
+    maps::{
+        BUCKET_BITS, BUCKETS, COOKIES_OUT, Chain, Counter, Owner, PeerSlots, SERVICE_SLOTS, SYN_COOKIES, Service,
+        TableState, mac_key,
+    },
     steer::{self, Decision, Facts, Here, Kind, Socket},
 };
 
@@ -17,8 +20,8 @@ use crate::{
     neighbour,
     outer::{self, Content},
     packet::{
-        ETHERTYPE_ARP, ETHERTYPE_IPV4, ETHERTYPE_IPV6, Ethernet, IPV4,
-        IPV6, Ipv4, Ipv6, Mac, PROTOCOL_ICMP, PROTOCOL_ICMPV6, PROTOCOL_TCP, RawMac, TCP, Tag, Tcp, length, read,
+        ETHERTYPE_ARP, ETHERTYPE_IPV4, ETHERTYPE_IPV6, Ethernet, IPV4, IPV6, Ipv4, Ipv6, Mac, PROTOCOL_ICMP,
+        PROTOCOL_ICMPV6, PROTOCOL_TCP, RawMac, TCP, Tag, Tcp, length, read,
     },
 };
 
@@ -99,13 +102,7 @@ fn ipv4(ctx: &XdpContext, control: ControlRef, tag: Tag, sender: PeerSlots) -> R
 }
 
 #[inline(always)]
-fn ipv6(
-    ctx: &XdpContext,
-    control: ControlRef,
-    tag: Tag,
-    sender: PeerSlots,
-    to_us: bool,
-) -> Result<Verdict, Error> {
+fn ipv6(ctx: &XdpContext, control: ControlRef, tag: Tag, sender: PeerSlots, to_us: bool) -> Result<Verdict, Error> {
     let l3 = tag.l3();
     let ip = read::<Ipv6>(ctx, l3)?;
     let mut place = Place { tag, l4: l3 + IPV6, sender };
@@ -228,7 +225,8 @@ fn connection<F: Flow>(
         return Ok((Decision::Drop(Counter::Limited), context));
     }
     let bucket = (hash >> (64 - BUCKET_BITS)) as u32;
-    let facts = Kernel { ctx, control, flow, place, half: table.half(), bucket, may_answer_cookie: !icmp && flags & ACK != 0 };
+    let facts =
+        Kernel { ctx, control, flow, place, half: table.half(), bucket, may_answer_cookie: !icmp && flags & ACK != 0 };
     let here = Here { slot: table.own_slot(), settling: table.settling() };
     Ok((steer::decide(&facts, here, hop_limit, kind), context))
 }

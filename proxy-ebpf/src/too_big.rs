@@ -11,8 +11,8 @@ use crate::{
     forward::{OUTER_V4, OUTER_V6, address},
     maps::{ControlRef, interface},
     packet::{
-        Ethernet, IPV4, IPV6, Icmp, Ipv4, Ipv6, Mac, PROTOCOL_ICMP, PROTOCOL_ICMPV6, Tag, adjust_head, adjust_tail, at, fold, read,
-        sum, write,
+        Ethernet, IPV4, IPV6, Icmp, Ipv4, Ipv6, Mac, PROTOCOL_ICMP, PROTOCOL_ICMPV6, Tag, adjust_head, adjust_tail, at,
+        fold, read, sum, write,
     },
 };
 
@@ -138,9 +138,8 @@ fn quote_v6(ctx: &XdpContext, l3: usize, about: &Ipv6, mtu: u32) -> Result<(), E
     let icmp = Icmp { kind: PACKET_TOO_BIG, code: 0, checksum: 0, parameter: mtu.to_be() };
     write(ctx, l3 + IPV6, icmp)?;
     // Both addresses, the length and the next header are in the checksum (RFC 8200 section 8.1).
-    let pseudo = sum::<16>(ctx, l3 + 8)?
-        + u64::from((MESSAGE as u16).to_be())
-        + u64::from(u16::from(PROTOCOL_ICMPV6).to_be());
+    let pseudo =
+        sum::<16>(ctx, l3 + 8)? + u64::from((MESSAGE as u16).to_be()) + u64::from(u16::from(PROTOCOL_ICMPV6).to_be());
     let checksum = fold(pseudo + sum::<{ MESSAGE / 2 }>(ctx, l3 + IPV6)?);
     write(ctx, l3 + IPV6, Icmp { checksum, ..icmp })
 }
