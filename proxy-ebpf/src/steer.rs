@@ -3,8 +3,8 @@
 use aya_ebpf::programs::XdpContext;
 use proxy_common::{
     maps::{
-        BUCKET_BITS, BUCKETS, COOKIES_OUT, Chain, Counter, Owner, PeerSlots, SERVICE_SLOTS, SYN_COOKIES, Service,
-        TableState, mac_key,
+        BUCKET_BITS, BUCKETS, COOKIES_OUT, Chain, Counter, NO_SLOT, Owner, PeerSlots, SERVICE_SLOTS, SYN_COOKIES,
+        Service, TableState, mac_key,
     },
     steer::{self, Decision, Facts, Here, Kind, Socket},
 };
@@ -16,7 +16,7 @@ use crate::{
     forward::{self, Forward},
     fragment::{self, Later},
     icmp,
-    maps::{CHAINS, ControlRef, OWNERS, PEERS, SERVICES, SUCCESSORS, VIPS, interface},
+    maps::{CHAINS, ControlRef, OWNERS, PEERS, SCRATCH, SERVICES, SUCCESSORS, VIPS, interface},
     neighbour,
     outer::{self, Content},
     packet::{
@@ -228,7 +228,35 @@ fn connection<F: Flow>(
     let facts =
         Kernel { ctx, control, flow, place, half: table.half(), bucket, may_answer_cookie: !icmp && flags & ACK != 0 };
     let here = Here { slot: table.own_slot(), settling: table.settling() };
-    Ok((steer::decide(&facts, here, hop_limit, kind), context))
+    Ok((unknown(steer::decide(&facts, here, hop_limit, kind)), context))
+}
+
+/// The decision, of which the verifier knows nothing: it would follow the rest of the way for each one that it has seen.
+#[inline(always)]
+fn unknown(decision: Decision) -> Decision {
+    const TAKE: u64 = 0;
+    const FORWARD: u64 = 1;
+    const DROP: u64 = 2;
+    let word = match decision {
+        Decision::Take(counter) => TAKE << 32 | counter as u64,
+        Decision::Drop(counter) => DROP << 32 | counter as u64,
+        Decision::Forward { slot, hop_limit, counter } => {
+            u64::from(slot) << 48 | u64::from(hop_limit) << 40 | FORWARD << 32 | counter as u64
+        }
+    };
+    let Some(scratch) = SCRATCH.get_ptr_mut(0) else { return decision };
+    // SAFETY: the slot is this CPU's own.
+    let word = unsafe {
+        core::ptr::write_volatile(scratch, word);
+        core::ptr::read_volatile(scratch)
+    };
+    // SAFETY: what was written above is a counter's number.
+    let counter = unsafe { core::mem::transmute::<u32, Counter>(word as u32) };
+    match word >> 32 & 3 {
+        TAKE => Decision::Take(counter),
+        FORWARD => Decision::Forward { slot: (word >> 48) as u8 & NO_SLOT, hop_limit: (word >> 40) as u8, counter },
+        _ => Decision::Drop(counter),
+    }
 }
 
 #[inline(always)]
@@ -271,7 +299,7 @@ struct Kernel<'a, F> {
 impl<F: Flow> Facts for Kernel<'_, F> {
     #[inline(always)]
     fn owner(&self) -> Owner {
-        let nobody = Owner::new(proxy_common::maps::NO_SLOT, false);
+        let nobody = Owner::new(NO_SLOT, false);
         // SAFETY: the bucket is less than BUCKETS: it is the top bits of the hash.
         OWNERS.get_ptr(self.half).map_or(nobody, |owners| unsafe { *owners.cast::<Owner>().add(self.bucket as usize) })
     }
@@ -283,7 +311,7 @@ impl<F: Flow> Facts for Kernel<'_, F> {
 
     #[inline(always)]
     fn successor(&self) -> u8 {
-        let nobody = proxy_common::maps::NO_SLOT;
+        let nobody = NO_SLOT;
         // SAFETY: as in `owner`.
         SUCCESSORS.get_ptr(self.half).map_or(nobody, |slots| unsafe { *slots.cast::<u8>().add(self.bucket as usize) })
     }
