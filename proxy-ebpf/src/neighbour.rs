@@ -11,7 +11,7 @@ use crate::{
     flow::bytes,
     forward::address,
     maps::{ControlRef, VIPS, interface},
-    packet::{Arp, Ethernet, IPV6, Ipv6, NEIGHBOUR_MIN, Neighbour, PROTOCOL_ICMPV6, RawMac, Tag, adjust_tail, at, fold, length, read, sum, write},
+    packet::{Arp, Ethernet, IPV6, Ipv6, NEIGHBOUR_MIN, Neighbour, PROTOCOL_ICMPV6, RawMac, Tag, adjust_tail, at, fold, read, sum, whole_length, write},
 };
 
 /// Hardware type Ethernet, protocol type IPv4, and their address lengths.
@@ -123,7 +123,7 @@ fn discover(ctx: &XdpContext, l3: usize) -> Result<Verdict, Error> {
 #[inline(always)]
 fn advertise(ctx: &XdpContext, l3: usize, asked: &Ipv6, target: [u64; 2]) -> Result<Verdict, Error> {
     let asker_mac = read::<Ethernet>(ctx, 0)?.source.value();
-    adjust_tail(ctx, (l3 + IPV6 + NEIGHBOUR) as i32 - length(ctx) as i32)?;
+    adjust_tail(ctx, (l3 + IPV6 + NEIGHBOUR) as i32 - whole_length(ctx) as i32)?;
     address(ctx, asker_mac)?;
     let ip = Ipv6 {
         payload_length: (NEIGHBOUR as u16).to_be(),

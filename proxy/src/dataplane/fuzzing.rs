@@ -102,7 +102,7 @@ impl Fuzzer {
         while frames < MAX_FRAMES && (frames == 0 || !input.is_empty()) {
             let frame = frames::frame(&mut input);
             self.run_frame(&scene, &mut memory, &frame)
-                .with_context(|| format!("frame {frames}, {frame:02x?}, in {scene:?}"))?;
+                .map_err(|error| error.context(format!("frame {frames} in {scene:?}: {}", check::hex(&frame))))?;
             frames += 1;
         }
         self.forget(&memory)?;
@@ -158,7 +158,8 @@ impl Fuzzer {
     fn counted(&mut self) -> Result<Vec<(Counter, u64)>> {
         let after = read_counters(&self.dataplane)?;
         let before = std::mem::replace(&mut self.counters, after);
-        let risen = Counter::ALL.iter().zip(self.counters.iter().zip(before)).map(|(c, (after, before))| (*c, after - before));
+        let risen =
+            Counter::ALL.iter().zip(self.counters.iter().zip(before)).map(|(c, (after, before))| (*c, after - before));
         Ok(risen.filter(|(_, n)| *n > 0).collect())
     }
 

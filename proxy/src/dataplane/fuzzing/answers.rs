@@ -12,7 +12,8 @@ use super::{
 /// One's-complement sum of a header with its checksum, complemented: zero if that is right (RFC 1071).
 pub(super) fn checksum(parts: &[&[u8]]) -> u16 {
     let octets = parts.concat();
-    let mut sum: usize = octets.chunks(2).map(|word| if let [a, b] = word { be(&[*a, *b]) } else { be(word) << 8 }).sum();
+    let mut sum: usize =
+        octets.chunks(2).map(|word| if let [a, b] = word { be(&[*a, *b]) } else { be(word) << 8 }).sum();
     while sum > 0xffff {
         sum = (sum & 0xffff) + (sum >> 16);
     }
@@ -101,20 +102,16 @@ impl Reference<'_> {
         Ok(be(&ip[2..4]))
     }
 
-    /// A checksum that was right is right afterwards; one that was wrong is left for `check` to look at.
+    /// The checksum follows the change, right or wrong (RFC 1624, equation 3).
     fn set_hop_limit(&mut self, packet: Packet, hop_limit: u8) {
-        if packet.v6 {
-            self.frame[packet.l3 + 7] = hop_limit;
-            return;
+        let at = packet.l3 + if packet.v6 { 7 } else { 8 };
+        if !packet.v6 {
+            let former = [self.frame[at], self.frame[at + 1]].map(|octet| !octet);
+            let sum = [!self.frame[at + 2], !self.frame[at + 3]];
+            let sum = checksum(&[&sum, &former, &[hop_limit, self.frame[at + 1]]]).to_be_bytes();
+            self.frame[at + 2..at + 4].copy_from_slice(&sum);
         }
-        let header = header_v4(&self.frame, packet.l3);
-        let was_right = header.clone().is_some_and(|header| checksum(&[&self.frame[header]]) == 0);
-        self.frame[packet.l3 + 8] = hop_limit;
-        if let Some(header) = header.filter(|_| was_right) {
-            self.frame[packet.l3 + 10..packet.l3 + 12].fill(0);
-            let sum = checksum(&[&self.frame[header]]).to_be_bytes();
-            self.frame[packet.l3 + 10..packet.l3 + 12].copy_from_slice(&sum);
-        }
+        self.frame[at] = hop_limit;
     }
 
     fn wrap(&mut self, l3: usize, outer: &[u8], ethertype: [u8; 2], octets: usize) {
@@ -135,7 +132,8 @@ impl Reference<'_> {
         let answer = if packet.v6 {
             let mut message = [&[2, 0, 0, 0, 0, 0, a, b][..], &quoted].concat();
             sum_icmpv6(&quoted[24..40], &quoted[8..24], &mut message);
-            [ipv6_header(self.octets(packet.l3 + 24)?, self.octets(packet.l3 + 8)?, 58, message.len()), message].concat()
+            [ipv6_header(self.octets(packet.l3 + 24)?, self.octets(packet.l3 + 8)?, 58, message.len()), message]
+                .concat()
         } else {
             let mut message = [&[3, 4, 0, 0, 0, 0, a, b][..], &quoted].concat();
             let sum = checksum(&[&message]).to_be_bytes();

@@ -157,7 +157,8 @@ fn error_v6(input: &mut Input<'_>) -> Vec<u8> {
 }
 
 fn arp(input: &mut Input<'_>) -> Vec<u8> {
-    let (sender, target) = (input.choose([CLIENTS4[0], VIP4, OTHER_VIP4]), input.choose([VIP4, VIP4, OTHER_VIP4, OWN4]));
+    let (sender, target) =
+        (input.choose([CLIENTS4[0], VIP4, OTHER_VIP4]), input.choose([VIP4, VIP4, OTHER_VIP4, OWN4]));
     let operation = input.choose([1, 1, 1, 2]);
     let question = [&[0, 1, 8, 0, 6, 4, 0, operation][..], &CLIENT_MAC, &sender.octets(), &[0; 6], &target.octets()];
     [&[0xff; 6][..], &CLIENT_MAC, &[0x08, 0x06], &question.concat()].concat()

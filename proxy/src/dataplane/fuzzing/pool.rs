@@ -40,8 +40,7 @@ pub(super) fn is_denied(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(v4) => v4.octets()[..3] == [203, 0, 113] || v4 == Ipv4Addr::new(198, 51, 100, 7),
         IpAddr::V6(v6) => {
-            v6.segments()[..3] == [0x2001, 0xdb8, 0xdead]
-                || v6.segments() == [0x2001, 0xdb8, 0xbeef, 0, 0, 0, 0, 7]
+            v6.segments()[..3] == [0x2001, 0xdb8, 0xdead] || v6.segments() == [0x2001, 0xdb8, 0xbeef, 0, 0, 0, 0, 7]
         }
     }
 }

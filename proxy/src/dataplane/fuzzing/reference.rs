@@ -211,7 +211,11 @@ impl Reference<'_> {
         let packet = |what| Packet { l3, l4: l3 + header, v6: false, hop_limit: ip[8], what };
         match ip[9] {
             TCP if part == Part::Later => {
-                if is_vip(vip.into()) { self.later(&key, packet(What::LaterFragment)) } else { Ok(PASSED) }
+                if is_vip(vip.into()) {
+                    self.later(&key, packet(What::LaterFragment))
+                } else {
+                    Ok(PASSED)
+                }
             }
             TCP => {
                 let tcp: [u8; 20] = self.octets(l3 + header)?;
@@ -316,7 +320,7 @@ impl Reference<'_> {
                 walked.octets += 8 + 8 * usize::from(header[1]);
             }
             walked.next = header[0];
-            if walked.octets > 0xfff {
+            if walked.octets > 0xfff && walked.part != Part::Later {
                 return None;
             }
         }
