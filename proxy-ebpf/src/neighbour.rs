@@ -12,8 +12,8 @@ use crate::{
     forward::address,
     maps::{ControlRef, VIPS, interface},
     packet::{
-        Arp, Ethernet, IPV6, Ipv6, NEIGHBOUR_MIN, Neighbour, PROTOCOL_ICMPV6, RawMac, Tag, adjust_tail, at, fold,
-        length, read, sum, write,
+        Arp, Ethernet, IPV6, Ipv6, NEIGHBOUR_MIN, Neighbour, PROTOCOL_ICMPV6, RawMac, Tag, adjust_tail, at, fold, read,
+        sum, whole_length, write,
     },
 };
 
@@ -126,7 +126,7 @@ fn discover(ctx: &XdpContext, l3: usize) -> Result<Verdict, Error> {
 #[inline(always)]
 fn advertise(ctx: &XdpContext, l3: usize, asked: &Ipv6, target: [u64; 2]) -> Result<Verdict, Error> {
     let asker_mac = read::<Ethernet>(ctx, 0)?.source.value();
-    adjust_tail(ctx, (l3 + IPV6 + NEIGHBOUR) as i32 - length(ctx) as i32)?;
+    adjust_tail(ctx, (l3 + IPV6 + NEIGHBOUR) as i32 - whole_length(ctx) as i32)?;
     address(ctx, asker_mac)?;
     let ip = Ipv6 { payload_length: (NEIGHBOUR as u16).to_be(), source: target, destination: asked.source, ..*asked };
     write(ctx, l3, ip)?;

@@ -21,7 +21,7 @@ use crate::{
     outer::{self, Content},
     packet::{
         ETHERTYPE_ARP, ETHERTYPE_IPV4, ETHERTYPE_IPV6, Ethernet, IPV4, IPV6, Ipv4, Ipv6, Mac, PROTOCOL_ICMP,
-        PROTOCOL_ICMPV6, PROTOCOL_TCP, RawMac, TCP, Tag, Tcp, length, read,
+        PROTOCOL_ICMPV6, PROTOCOL_TCP, RawMac, TCP, Tag, Tcp, holds, read,
     },
 };
 
@@ -86,12 +86,15 @@ fn ipv4(ctx: &XdpContext, control: ControlRef, tag: Tag, sender: PeerSlots) -> R
                 return Err(Error::MalformedIp);
             }
             check_tcp(&tcp, total, header)?;
-            (flow, tcp.flags)
+            (flow, tcp.flags & FIN_SYN_RST_ACK)
         }
-        PROTOCOL_ICMP => match icmp::inner_v4(ctx, place, ip.destination)? {
-            Some(flow) if is_service(&flow, control) => (flow, icmp::ERROR),
-            _ => return Ok(Verdict::pass(Counter::Passed)),
-        },
+        // No error is so long that it comes in pieces, and a later piece of anything else has no header of ICMP.
+        PROTOCOL_ICMP if fragment::part_v4(ip.fragment) == fragment::Part::Whole => {
+            match icmp::inner_v4(ctx, place, ip.destination)? {
+                Some(flow) if is_service(&flow, control) => (flow, icmp::ERROR),
+                _ => return Ok(Verdict::pass(Counter::Passed)),
+            }
+        }
         _ => return Ok(Verdict::pass(Counter::Passed)),
     };
     let (decision, context) = connection(ctx, control, &flow, place, ip.ttl, flags)?;
@@ -116,6 +119,10 @@ fn ipv6(ctx: &XdpContext, control: ControlRef, tag: Tag, sender: PeerSlots, to_u
         place.l4 += walk.length();
         next = walk.next_header();
         if matches!(walk.part(), fragment::Part::Later) {
+            // Only what TCP may be in was remembered.
+            if next != PROTOCOL_TCP && !fragment::is_extension(next) {
+                return Ok(Verdict::pass(Counter::Passed));
+            }
             let later = Later { tag, v6: true, id: walk.id(), came_with: ip.hop_limit };
             return Ok(Verdict::follow(later));
         }
@@ -132,9 +139,9 @@ fn ipv6(ctx: &XdpContext, control: ControlRef, tag: Tag, sender: PeerSlots, to_u
                 return Err(Error::MalformedIp);
             }
             check_tcp(&tcp, payload, place.l4 - l3 - IPV6)?;
-            (flow, tcp.flags)
+            (flow, tcp.flags & FIN_SYN_RST_ACK)
         }
-        PROTOCOL_ICMPV6 => {
+        PROTOCOL_ICMPV6 if matches!(walk.part(), fragment::Part::Whole) => {
             if icmp::is_error_v6(ctx, place.l4)? {
                 match icmp::inner_v6(ctx, place, ip.destination)? {
                     Some(flow) if to_us && is_service(&flow, control) => (flow, icmp::ERROR),
@@ -183,14 +190,6 @@ pub fn serves(control: ControlRef, vip: [u64; 2], port: [u8; 2]) -> bool {
     stands(one) || stands(other)
 }
 
-/// Whether the frame reaches as far as its IP header says. Of a frame in several buffers only the first is looked at:
-/// the headers are in it, and the kernel that takes it checks the rest.
-#[inline(always)]
-fn holds(ctx: &XdpContext, end: usize) -> bool {
-    // SAFETY: the helper takes the context that the kernel gave us.
-    end <= length(ctx) || end as u64 <= unsafe { aya_ebpf::helpers::bpf_xdp_get_buff_len(ctx.ctx) }
-}
-
 /// `octets`: of the IP packet, or of its payload; `before`: how many of them are before the TCP header.
 #[inline(always)]
 fn check_tcp(tcp: &Tcp, octets: usize, before: usize) -> Result<(), Error> {
@@ -216,7 +215,7 @@ fn connection<F: Flow>(
     hop_limit: u8,
     flags: u8,
 ) -> Result<(Decision, Context), Error> {
-    let kind = if flags & FIN_SYN_RST_ACK == SYN { Kind::New } else { Kind::Other };
+    let kind = if flags == SYN { Kind::New } else { Kind::Other };
     let table = control.table()?;
     let icmp = flags == icmp::ERROR;
     let hash = flow.hash(control.key());

@@ -12,7 +12,7 @@ use crate::{
     maps::{ControlRef, interface},
     packet::{
         Ethernet, IPV4, IPV6, Icmp, Ipv4, Ipv6, Mac, PROTOCOL_ICMP, PROTOCOL_ICMPV6, Tag, adjust_head, adjust_tail, at,
-        fold, read, sum, write,
+        fold, read, sum, whole_length, write,
     },
 };
 
@@ -57,8 +57,7 @@ fn make(ctx: &XdpContext, tag: Tag, v6: bool, overhead: usize, outside: bool) ->
     let l3 = tag.l3();
     let Some(mac) = way_back(ctx, v6, outside)? else { return Ok(Verdict::drop(Counter::TooBig)) };
     let mtu = interface().mtu() - overhead;
-    // SAFETY: the helper takes the context that the kernel gave us.
-    let octets = unsafe { aya_ebpf::helpers::bpf_xdp_get_buff_len(ctx.ctx) } as i32;
+    let octets = whole_length(ctx) as i32;
     if v6 {
         let ip = read::<Ipv6>(ctx, l3)?;
         adjust_tail(ctx, (l3 + QUOTED) as i32 - octets)?;

@@ -53,6 +53,41 @@ fn fragments_without_a_first_one_are_dropped_and_others_traffic_passes() {
 }
 
 #[test]
+fn without_a_table_fragments_pass_as_everything_does() {
+    let Some(mut fixture) = fixture() else { return };
+    fixture.dataplane.control.set_table(TableState::NONE.0);
+    let head = [&tcp(1, 25, ACK)[..], &[7; 12]].concat();
+    for fragment in [fragment4(8, 0, true, &head), fragment4(8, 32, false, &[1; 40]), fragment6(8, 32, false, &[1; 40])]
+    {
+        assert_eq!(fixture.counted(&fragment), (XDP_PASS, Counter::NoOwner));
+    }
+}
+
+#[test]
+fn later_fragments_of_what_is_no_tcp_pass() {
+    let Some(mut fixture) = fixture() else { return };
+    for protocol in [17, 58] {
+        let mut later = fragment6(9, 32, false, &[1; 40]);
+        later[54] = protocol;
+        assert_eq!(fixture.counted(&later), (XDP_PASS, Counter::Passed));
+    }
+    // What stands where UDP's ports would be is data, here that of an encapsulated packet.
+    let mut data = fragment4(9, 32, false, &[&[0, 0][..], &OUTER_PORT.to_be_bytes(), &[0; 40]].concat());
+    data[23] = 17;
+    data[30..34].copy_from_slice(&OWN4.octets());
+    assert_eq!(fixture.counted(&data), (XDP_PASS, Counter::Passed));
+}
+
+#[test]
+fn nobody_is_told_about_a_later_fragment_that_does_not_fit() {
+    let Some(mut fixture) = fixture() else { return };
+    let head = [&tcp(fixture.port4(FAR_V4), 25, ACK)[..], &[7; 12]].concat();
+    assert_eq!(fixture.counted(&fragment4(7, 0, true, &head)), (XDP_TX, Counter::Steered));
+    assert_eq!(fixture.counted(&fragment4(7, 32, true, &[1; 1_440])), (XDP_TX, Counter::Fragment));
+    assert_eq!(fixture.counted(&fragment4(7, 32, true, &[1; 1_480])), (XDP_DROP, Counter::TooBig));
+}
+
+#[test]
 fn a_first_fragment_too_short_for_the_ports_is_not_guessed_at() {
     let Some(mut fixture) = fixture() else { return };
     let port = fixture.port4(NEAR);
