@@ -49,7 +49,7 @@ pub const MAX_FRAGMENTS: u32 = 16_384;
 pub const MAX_DENIED: u32 = 1 << 20;
 /// Counters of new connections by source prefix. So few that they stay in the CPU's second cache: a SYN is to cost no
 /// more than another packet.
-pub const NEW_CONNECTION_SLOTS: u32 = 1 << 15;
+pub const NEW_CONNECTION_SLOTS: u32 = 1 << 13;
 /// New connections of one prefix in one period that can be counted.
 pub const MAX_NEW_CONNECTIONS: u32 = 0xffff;
 

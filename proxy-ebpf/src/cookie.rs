@@ -89,7 +89,11 @@ fn make_answer<F: Flow>(ctx: &XdpContext, tag: Tag, outside: bool) -> Result<Ver
     };
     write(ctx, place.l4, answer)?;
     write(ctx, place.l4 + TCP, (OPTION_MSS | (path - (ip + TCP) as u32) & 0xffff).to_be())?;
-    if F::V6 { return_v6(ctx, place)? } else { return_v4(ctx, place)? }
+    if F::V6 {
+        return_v6(ctx, place)?
+    } else {
+        return_v4(ctx, place)?
+    }
     address(ctx, mac)?;
     Ok(Verdict::transmit(Counter::CookieSent))
 }

@@ -63,9 +63,8 @@ pub fn decide(ctx: &XdpContext, control: ControlRef) -> Option<Verdict> {
 #[inline(always)]
 fn v4(ctx: &XdpContext, control: ControlRef, base: *mut u8) -> Option<Verdict> {
     // SAFETY: the caller checked the bounds.
-    let (ip, addresses, ports, flags) = unsafe {
-        (load::<u64>(base, 16), load::<u64>(base, 26), load::<u32>(base, 34), load::<u16>(base, 46))
-    };
+    let (ip, addresses, ports, flags) =
+        unsafe { (load::<u64>(base, 16), load::<u64>(base, 26), load::<u32>(base, 34), load::<u16>(base, 46)) };
     // Length, identification, fragment, hop limit, protocol.
     let (total, hop_limit) = (usize::from(u16::from_be(ip as u16)), (ip >> 48) as u8);
     let fragment = (ip >> 32) as u16 & 0x3fff_u16.to_be();
@@ -73,7 +72,7 @@ fn v4(ctx: &XdpContext, control: ControlRef, base: *mut u8) -> Option<Verdict> {
         return None;
     }
     let flow = V4 { source: addresses as u32, destination: (addresses >> 32) as u32, ports };
-    if !is_whole(ctx, flags, total.wrapping_sub(IPV4), ETHERNET + total) {
+    if !is_whole(ctx, flags, IPV4, total, ETHERNET + total) {
         return None;
     }
     let vip = mapped_v4_words(flow.destination.to_ne_bytes());
@@ -116,7 +115,7 @@ fn v6(ctx: &XdpContext, control: ControlRef) -> Option<Verdict> {
         return None;
     }
     let flow = V6 { source, destination, ports };
-    if !is_whole(ctx, flags, payload, ETHERNET + IPV6 + payload) {
+    if !is_whole(ctx, flags, 0, payload, ETHERNET + IPV6 + payload) {
         return None;
     }
     let words = [source[0], source[1], destination[0], destination[1], u64::from(ports)];
@@ -133,11 +132,12 @@ fn v6(ctx: &XdpContext, control: ControlRef) -> Option<Verdict> {
     send(ctx, base, member, IPV6 + payload, counter)
 }
 
-/// Whether the TCP header is as long as it must be and all of it is in the packet, and all of the packet in the frame.
+/// Whether the TCP header is as long as it must be, and ends within the packet's `octets`, of which `before` are before it;
+/// and whether the frame reaches as far as the packet's `end`.
 #[inline(always)]
-fn is_whole(ctx: &XdpContext, flags: u16, payload: usize, end: usize) -> bool {
+fn is_whole(ctx: &XdpContext, flags: u16, before: usize, octets: usize, end: usize) -> bool {
     let header = usize::from(flags & 0xf0) >> 2;
-    header >= TCP && payload <= 0xffff && payload >= header && end <= length(ctx)
+    header >= TCP && octets >= before + header && end <= length(ctx)
 }
 
 /// To whom a packet goes.

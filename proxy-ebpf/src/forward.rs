@@ -15,8 +15,8 @@ use crate::{
     flow::Place,
     maps::{ControlRef, MEMBERS, interface},
     packet::{
-        ETHERNET, ETHERTYPE_IPV4, ETHERTYPE_IPV6, Ethernet, IPV4, IPV6, Ipv4, Ipv6, Mac, PROTOCOL_UDP, RawMac, Tag, UDP, Udp, Vlan, adjust_head,
-        at, fold, read, write,
+        ETHERNET, ETHERTYPE_IPV4, ETHERTYPE_IPV6, Ethernet, IPV4, IPV6, Ipv4, Ipv6, Mac, PROTOCOL_UDP, RawMac, Tag,
+        UDP, Udp, Vlan, adjust_head, at, fold, holds, read, write,
     },
     too_big::TooBig,
 };
@@ -67,7 +67,10 @@ impl Forward {
 
     #[inline(always)]
     fn pack(self) -> u64 {
-        u64::from(self.half) << 32 | u64::from(self.slot) << 24 | u64::from(self.hop_limit) << 16 | u64::from(self.entropy)
+        u64::from(self.half) << 32
+            | u64::from(self.slot) << 24
+            | u64::from(self.hop_limit) << 16
+            | u64::from(self.entropy)
     }
 
     #[inline(always)]
@@ -112,7 +115,15 @@ fn encapsulate(ctx: &XdpContext, forward: Forward, what: u64) -> Result<Verdict,
     let member = forward.member()?;
     let overhead = if member.flags & MEMBER_BY_V4 != 0 { OUTER_V4 } else { OUTER_V6 };
     let octets = octets(ctx, l3, v6)?;
+    // Of TCP this was looked at before; who takes an error or a later fragment off the wire would believe its outer length.
+    if octets < IPV4 || !holds(ctx, l3 + octets) {
+        return Err(Error::MalformedIp);
+    }
     if octets + overhead > interface().mtu() {
+        // Nobody is told about an error or a later fragment (RFC 1122 section 3.2.2, RFC 4443 section 2.4).
+        if what as u32 == Counter::IcmpError as u32 || what as u32 == Counter::Fragment as u32 {
+            return Ok(Verdict::drop(Counter::TooBig));
+        }
         return Ok(Verdict::too_big(TooBig { tag, v6, by_v4: overhead == OUTER_V4, outside }));
     }
     set_hop_limit(ctx, l3, v6, forward.hop_limit)?;

@@ -26,6 +26,8 @@ const FRAGMENT: u8 = 44;
 const DESTINATION_OPTIONS: u8 = 60;
 /// Extension headers that are walked at the most. RFC 8200 section 4.1 lists seven at the most, two of them encrypted.
 const MAX_EXTENSIONS: usize = 6;
+/// Octets of all extension headers at the most: all ones, so that the verifier sees the limit.
+const MAX_OCTETS: usize = 0xfff;
 
 const V4_SOURCE: usize = 12;
 const V4_DESTINATION: usize = 16;
@@ -80,13 +82,13 @@ impl Walk {
             Part::First => 1,
             Part::Later => 2,
         };
-        Self(u64::from(id) << 32 | (length as u64 & 0xfff) << 16 | u64::from(next_header) << 8 | part)
+        Self(u64::from(id) << 32 | ((length & MAX_OCTETS) as u64) << 16 | u64::from(next_header) << 8 | part)
     }
 
     /// Octets of all extension headers together.
     #[inline(always)]
     pub fn length(self) -> usize {
-        (self.0 >> 16) as usize & 0xfff
+        (self.0 >> 16) as usize & MAX_OCTETS
     }
 
     #[inline(always)]
@@ -139,7 +141,7 @@ fn walk_from(ctx: &XdpContext, offset: usize, next_header: u8) -> Result<Walk, E
         if !is_extension(next) {
             return Ok(Walk::new(length, next, part, id));
         }
-        let header = read::<Extension>(ctx, offset + (length & 0xfff))?;
+        let header = read::<Extension>(ctx, offset + (length & MAX_OCTETS))?;
         if next == FRAGMENT {
             if part != Part::Whole {
                 return Err(Error::MalformedExtension);
@@ -155,10 +157,13 @@ fn walk_from(ctx: &XdpContext, offset: usize, next_header: u8) -> Result<Walk, E
         } else {
             length += (usize::from(header.length) + 1) * 8;
         }
+        if length > MAX_OCTETS {
+            return Err(Error::MalformedExtension);
+        }
         next = header.next_header;
         i += 1;
     }
-    Err(Error::MalformedExtension)
+    if is_extension(next) { Err(Error::MalformedExtension) } else { Ok(Walk::new(length, next, part, id)) }
 }
 
 /// Remembers what was decided about a first fragment. `id` is the identification, which IPv4 has in its own header.
@@ -198,12 +203,7 @@ impl Later {
 
     #[inline(always)]
     fn unpack(word: u64) -> Self {
-        Self {
-            tag: Tag::from_bit(word >> 40),
-            v6: word >> 41 & 1 != 0,
-            id: word as u32,
-            came_with: (word >> 32) as u8,
-        }
+        Self { tag: Tag::from_bit(word >> 40), v6: word >> 41 & 1 != 0, id: word as u32, came_with: (word >> 32) as u8 }
     }
 }
 
@@ -229,6 +229,7 @@ fn key(ctx: &XdpContext, l3: usize, v6: bool, id: u32) -> Result<FragmentKey, Er
 #[inline(always)]
 fn follow_from(ctx: &XdpContext, l3: usize, what: Later) -> Result<Verdict, Error> {
     let Later { v6, id, came_with, .. } = what;
+    let half = ControlRef::open().ok_or(Error::NoTable)?.table()?.half();
     let key = key(ctx, l3, v6, id)?;
     // SAFETY: the value is copied.
     let Some(value) = unsafe { FRAGMENTS.get(&key) }.copied() else {
@@ -241,7 +242,6 @@ fn follow_from(ctx: &XdpContext, l3: usize, what: Later) -> Result<Verdict, Erro
     if value == DROPPED || hop_limit == 0 {
         return Ok(Verdict::drop(Counter::FragmentUnknown));
     }
-    let half = ControlRef::open().ok_or(Error::NoTable)?.table()?.half();
     // One outer source port for all of them, so that they stay in order.
     let forward = Forward { half, slot: (value >> 8) as u8 & NO_SLOT, hop_limit, entropy: key.id as u16 };
     let place = Place { tag: what.tag, l4: l3, sender: PeerSlots::NONE };

@@ -11,7 +11,7 @@ use crate::{
     steer,
 };
 
-/// Stands for the TCP flags of an error: no packet has all of them.
+/// Stands for the TCP flags of an error: only four of a packet's are looked at, and never these.
 pub const ERROR: u8 = 0xff;
 
 const UNREACHABLE: u8 = 3;

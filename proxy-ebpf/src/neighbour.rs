@@ -11,7 +11,10 @@ use crate::{
     flow::bytes,
     forward::address,
     maps::{ControlRef, VIPS, interface},
-    packet::{Arp, Ethernet, IPV6, Ipv6, NEIGHBOUR_MIN, Neighbour, PROTOCOL_ICMPV6, RawMac, Tag, adjust_tail, at, fold, length, read, sum, write},
+    packet::{
+        Arp, Ethernet, IPV6, Ipv6, NEIGHBOUR_MIN, Neighbour, PROTOCOL_ICMPV6, RawMac, Tag, adjust_tail, at, fold, read,
+        sum, whole_length, write,
+    },
 };
 
 /// Hardware type Ethernet, protocol type IPv4, and their address lengths.
@@ -123,14 +126,9 @@ fn discover(ctx: &XdpContext, l3: usize) -> Result<Verdict, Error> {
 #[inline(always)]
 fn advertise(ctx: &XdpContext, l3: usize, asked: &Ipv6, target: [u64; 2]) -> Result<Verdict, Error> {
     let asker_mac = read::<Ethernet>(ctx, 0)?.source.value();
-    adjust_tail(ctx, (l3 + IPV6 + NEIGHBOUR) as i32 - length(ctx) as i32)?;
+    adjust_tail(ctx, (l3 + IPV6 + NEIGHBOUR) as i32 - whole_length(ctx) as i32)?;
     address(ctx, asker_mac)?;
-    let ip = Ipv6 {
-        payload_length: (NEIGHBOUR as u16).to_be(),
-        source: target,
-        destination: asked.source,
-        ..*asked
-    };
+    let ip = Ipv6 { payload_length: (NEIGHBOUR as u16).to_be(), source: target, destination: asked.source, ..*asked };
     write(ctx, l3, ip)?;
     let answer = Neighbour {
         kind: ADVERTISEMENT,
@@ -144,9 +142,8 @@ fn advertise(ctx: &XdpContext, l3: usize, asked: &Ipv6, target: [u64; 2]) -> Res
     };
     write(ctx, l3 + IPV6, answer)?;
     // Both addresses, the length and the next header are in the checksum (RFC 8200 section 8.1).
-    let pseudo = sum::<16>(ctx, l3 + 8)?
-        + u64::from((NEIGHBOUR as u16).to_be())
-        + u64::from(u16::from(PROTOCOL_ICMPV6).to_be());
+    let pseudo =
+        sum::<16>(ctx, l3 + 8)? + u64::from((NEIGHBOUR as u16).to_be()) + u64::from(u16::from(PROTOCOL_ICMPV6).to_be());
     let checksum = fold(pseudo + sum::<{ NEIGHBOUR / 2 }>(ctx, l3 + IPV6)?);
     let answer = at::<Neighbour>(ctx, l3 + IPV6)?;
     // SAFETY: `at` checked the bounds.

@@ -10,10 +10,11 @@ use crate::{
     error::Error,
     flow::{bytes, key_v4},
     forward::{OUTER_V4, OUTER_V6},
+    fragment,
     maps::{ControlRef, PEERS, count},
     packet::{
-        ETHERNET, ETHERTYPE_IPV4, ETHERTYPE_IPV6, Ethernet, IPV4, IPV6, Ipv4, Ipv6, PROTOCOL_UDP, Tag, Udp, Vlan, adjust_head, read,
-        write,
+        ETHERNET, ETHERTYPE_IPV4, ETHERTYPE_IPV6, Ethernet, IPV4, IPV6, Ipv4, Ipv6, PROTOCOL_UDP, Tag, Udp, Vlan,
+        adjust_head, read, write,
     },
 };
 
@@ -40,15 +41,17 @@ pub fn strip(ctx: &XdpContext, control: ControlRef, tag: Tag, ethertype: u16) ->
     match ethertype {
         ETHERTYPE_IPV4 => {
             let ip = read::<Ipv4>(ctx, l3)?;
-            if ip.protocol != PROTOCOL_UDP || ip.destination != u32::from_ne_bytes(constants.address_v4) {
+            let part = fragment::part_v4(ip.fragment);
+            // A later fragment has no ports: what stands in their place is data.
+            let is_udp = ip.protocol == PROTOCOL_UDP && part != fragment::Part::Later;
+            if !is_udp || ip.destination != u32::from_ne_bytes(constants.address_v4) {
                 return Ok(Content::plain(ethertype));
             }
             let header = usize::from(ip.version_ihl & 0x0f) * 4;
             if !is_ours(ctx, constants, l3 + header)? {
                 return Ok(Content::plain(ethertype));
             }
-            let fragmented = u16::from_be(ip.fragment) & 0x3fff != 0;
-            if header != IPV4 || fragmented {
+            if header != IPV4 || part != fragment::Part::Whole {
                 return Err(Error::MalformedOuter);
             }
             unpack(ctx, tag, OUTER_V4, &key_v4(ip.source))
@@ -93,7 +96,11 @@ fn unpack(ctx: &XdpContext, tag: Tag, overhead: usize, source: &AddressKey) -> R
 #[inline(never)]
 fn take_off(handle: Handle, tag: Tag, overhead: u32, ethertype: u16) -> bool {
     let ctx = handle.open();
-    let taken = if tag.is_some() { take_off_tagged(&ctx, overhead, ethertype) } else { take_off_plain(&ctx, overhead, ethertype) };
+    let taken = if tag.is_some() {
+        take_off_tagged(&ctx, overhead, ethertype)
+    } else {
+        take_off_plain(&ctx, overhead, ethertype)
+    };
     if taken.is_ok() {
         count(Counter::Decapsulated as u32);
     }

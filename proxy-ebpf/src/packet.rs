@@ -261,6 +261,20 @@ pub fn length(ctx: &XdpContext) -> usize {
     ctx.data_end() - ctx.data()
 }
 
+/// Octets of the frame, in however many buffers it is.
+#[inline(always)]
+pub fn whole_length(ctx: &XdpContext) -> usize {
+    // SAFETY: the helper takes the context that the kernel gave us.
+    unsafe { aya_ebpf::helpers::bpf_xdp_get_buff_len(ctx.ctx) as usize }
+}
+
+/// Whether the frame reaches as far as its IP header says. Of a frame in several buffers only the first is looked at
+/// besides: the headers are in it, and the kernel that takes it checks the rest.
+#[inline(always)]
+pub fn holds(ctx: &XdpContext, end: usize) -> bool {
+    end <= length(ctx) || end <= whole_length(ctx)
+}
+
 /// Moves the frame's start; a negative number makes room before it.
 #[inline(always)]
 pub fn adjust_head(ctx: &XdpContext, by: i32) -> Result<(), Error> {

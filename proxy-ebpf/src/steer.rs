@@ -2,7 +2,10 @@
 
 use aya_ebpf::programs::XdpContext;
 use proxy_common::{
-    maps::{BUCKET_BITS, BUCKETS, COOKIES_OUT, Chain, Counter, Owner, PeerSlots, SERVICE_SLOTS, SYN_COOKIES, Service, TableState, mac_key},
+    maps::{
+        BUCKET_BITS, BUCKETS, COOKIES_OUT, Chain, Counter, NO_SLOT, Owner, PeerSlots, SERVICE_SLOTS, SYN_COOKIES,
+        Service, TableState, mac_key,
+    },
     steer::{self, Decision, Facts, Here, Kind, Socket},
 };
 
@@ -13,12 +16,12 @@ use crate::{
     forward::{self, Forward},
     fragment::{self, Later},
     icmp,
-    maps::{CHAINS, ControlRef, OWNERS, PEERS, SERVICES, SUCCESSORS, VIPS, interface},
+    maps::{CHAINS, ControlRef, OWNERS, PEERS, SCRATCH, SERVICES, SUCCESSORS, VIPS, interface},
     neighbour,
     outer::{self, Content},
     packet::{
-        ETHERTYPE_ARP, ETHERTYPE_IPV4, ETHERTYPE_IPV6, Ethernet, IPV4,
-        IPV6, Ipv4, Ipv6, Mac, PROTOCOL_ICMP, PROTOCOL_ICMPV6, PROTOCOL_TCP, RawMac, TCP, Tag, Tcp, length, read,
+        ETHERTYPE_ARP, ETHERTYPE_IPV4, ETHERTYPE_IPV6, Ethernet, IPV4, IPV6, Ipv4, Ipv6, Mac, PROTOCOL_ICMP,
+        PROTOCOL_ICMPV6, PROTOCOL_TCP, RawMac, TCP, Tag, Tcp, holds, read,
     },
 };
 
@@ -83,12 +86,15 @@ fn ipv4(ctx: &XdpContext, control: ControlRef, tag: Tag, sender: PeerSlots) -> R
                 return Err(Error::MalformedIp);
             }
             check_tcp(&tcp, total, header)?;
-            (flow, tcp.flags)
+            (flow, tcp.flags & FIN_SYN_RST_ACK)
         }
-        PROTOCOL_ICMP => match icmp::inner_v4(ctx, place, ip.destination)? {
-            Some(flow) if is_service(&flow, control) => (flow, icmp::ERROR),
-            _ => return Ok(Verdict::pass(Counter::Passed)),
-        },
+        // No error is so long that it comes in pieces, and a later piece of anything else has no header of ICMP.
+        PROTOCOL_ICMP if fragment::part_v4(ip.fragment) == fragment::Part::Whole => {
+            match icmp::inner_v4(ctx, place, ip.destination)? {
+                Some(flow) if is_service(&flow, control) => (flow, icmp::ERROR),
+                _ => return Ok(Verdict::pass(Counter::Passed)),
+            }
+        }
         _ => return Ok(Verdict::pass(Counter::Passed)),
     };
     let (decision, context) = connection(ctx, control, &flow, place, ip.ttl, flags)?;
@@ -99,13 +105,7 @@ fn ipv4(ctx: &XdpContext, control: ControlRef, tag: Tag, sender: PeerSlots) -> R
 }
 
 #[inline(always)]
-fn ipv6(
-    ctx: &XdpContext,
-    control: ControlRef,
-    tag: Tag,
-    sender: PeerSlots,
-    to_us: bool,
-) -> Result<Verdict, Error> {
+fn ipv6(ctx: &XdpContext, control: ControlRef, tag: Tag, sender: PeerSlots, to_us: bool) -> Result<Verdict, Error> {
     let l3 = tag.l3();
     let ip = read::<Ipv6>(ctx, l3)?;
     let mut place = Place { tag, l4: l3 + IPV6, sender };
@@ -119,6 +119,10 @@ fn ipv6(
         place.l4 += walk.length();
         next = walk.next_header();
         if matches!(walk.part(), fragment::Part::Later) {
+            // Only what TCP may be in was remembered.
+            if next != PROTOCOL_TCP && !fragment::is_extension(next) {
+                return Ok(Verdict::pass(Counter::Passed));
+            }
             let later = Later { tag, v6: true, id: walk.id(), came_with: ip.hop_limit };
             return Ok(Verdict::follow(later));
         }
@@ -135,9 +139,9 @@ fn ipv6(
                 return Err(Error::MalformedIp);
             }
             check_tcp(&tcp, payload, place.l4 - l3 - IPV6)?;
-            (flow, tcp.flags)
+            (flow, tcp.flags & FIN_SYN_RST_ACK)
         }
-        PROTOCOL_ICMPV6 => {
+        PROTOCOL_ICMPV6 if matches!(walk.part(), fragment::Part::Whole) => {
             if icmp::is_error_v6(ctx, place.l4)? {
                 match icmp::inner_v6(ctx, place, ip.destination)? {
                     Some(flow) if to_us && is_service(&flow, control) => (flow, icmp::ERROR),
@@ -176,19 +180,14 @@ pub fn serves(control: ControlRef, vip: [u64; 2], port: [u8; 2]) -> bool {
     let base = control.services_half() * SERVICE_SLOTS;
     let wanted = Service::words(vip, port);
     let stands = |slot: u32| {
+        let Some(service) = SERVICES.get_ptr(base + slot) else { return false };
+        // Word by word: comparing arrays would be a call of memcmp, octet by octet.
         // SAFETY: a slot is three words long.
-        SERVICES.get_ptr(base + slot).is_some_and(|service| unsafe { *service.cast::<[u64; 3]>() } == wanted)
+        let [a, b, c] = unsafe { *service.cast::<[u64; 3]>() };
+        (a ^ wanted[0]) | (b ^ wanted[1]) | (c ^ wanted[2]) == 0
     };
     let [one, other] = Service::slots(vip, port);
     stands(one) || stands(other)
-}
-
-/// Whether the frame reaches as far as its IP header says. Of a frame in several buffers only the first is looked at:
-/// the headers are in it, and the kernel that takes it checks the rest.
-#[inline(always)]
-fn holds(ctx: &XdpContext, end: usize) -> bool {
-    // SAFETY: the helper takes the context that the kernel gave us.
-    end <= length(ctx) || end as u64 <= unsafe { aya_ebpf::helpers::bpf_xdp_get_buff_len(ctx.ctx) }
 }
 
 /// `octets`: of the IP packet, or of its payload; `before`: how many of them are before the TCP header.
@@ -216,7 +215,7 @@ fn connection<F: Flow>(
     hop_limit: u8,
     flags: u8,
 ) -> Result<(Decision, Context), Error> {
-    let kind = if flags & FIN_SYN_RST_ACK == SYN { Kind::New } else { Kind::Other };
+    let kind = if flags == SYN { Kind::New } else { Kind::Other };
     let table = control.table()?;
     let icmp = flags == icmp::ERROR;
     let hash = flow.hash(control.key());
@@ -228,9 +227,38 @@ fn connection<F: Flow>(
         return Ok((Decision::Drop(Counter::Limited), context));
     }
     let bucket = (hash >> (64 - BUCKET_BITS)) as u32;
-    let facts = Kernel { ctx, control, flow, place, half: table.half(), bucket, may_answer_cookie: !icmp && flags & ACK != 0 };
+    let facts =
+        Kernel { ctx, control, flow, place, half: table.half(), bucket, may_answer_cookie: !icmp && flags & ACK != 0 };
     let here = Here { slot: table.own_slot(), settling: table.settling() };
-    Ok((steer::decide(&facts, here, hop_limit, kind), context))
+    Ok((unknown(steer::decide(&facts, here, hop_limit, kind)), context))
+}
+
+/// The decision, of which the verifier knows nothing: it would follow the rest of the way for each one that it has seen.
+#[inline(always)]
+fn unknown(decision: Decision) -> Decision {
+    const TAKE: u64 = 0;
+    const FORWARD: u64 = 1;
+    const DROP: u64 = 2;
+    let word = match decision {
+        Decision::Take(counter) => TAKE << 32 | counter as u64,
+        Decision::Drop(counter) => DROP << 32 | counter as u64,
+        Decision::Forward { slot, hop_limit, counter } => {
+            u64::from(slot) << 48 | u64::from(hop_limit) << 40 | FORWARD << 32 | counter as u64
+        }
+    };
+    let Some(scratch) = SCRATCH.get_ptr_mut(0) else { return decision };
+    // SAFETY: the slot is this CPU's own.
+    let word = unsafe {
+        core::ptr::write_volatile(scratch, word);
+        core::ptr::read_volatile(scratch)
+    };
+    // SAFETY: what was written above is a counter's number.
+    let counter = unsafe { core::mem::transmute::<u32, Counter>(word as u32) };
+    match word >> 32 & 3 {
+        TAKE => Decision::Take(counter),
+        FORWARD => Decision::Forward { slot: (word >> 48) as u8 & NO_SLOT, hop_limit: (word >> 40) as u8, counter },
+        _ => Decision::Drop(counter),
+    }
 }
 
 #[inline(always)]
@@ -273,7 +301,7 @@ struct Kernel<'a, F> {
 impl<F: Flow> Facts for Kernel<'_, F> {
     #[inline(always)]
     fn owner(&self) -> Owner {
-        let nobody = Owner::new(proxy_common::maps::NO_SLOT, false);
+        let nobody = Owner::new(NO_SLOT, false);
         // SAFETY: the bucket is less than BUCKETS: it is the top bits of the hash.
         OWNERS.get_ptr(self.half).map_or(nobody, |owners| unsafe { *owners.cast::<Owner>().add(self.bucket as usize) })
     }
@@ -285,7 +313,7 @@ impl<F: Flow> Facts for Kernel<'_, F> {
 
     #[inline(always)]
     fn successor(&self) -> u8 {
-        let nobody = proxy_common::maps::NO_SLOT;
+        let nobody = NO_SLOT;
         // SAFETY: as in `owner`.
         SUCCESSORS.get_ptr(self.half).map_or(nobody, |slots| unsafe { *slots.cast::<u8>().add(self.bucket as usize) })
     }

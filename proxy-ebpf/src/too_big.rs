@@ -11,8 +11,8 @@ use crate::{
     forward::{OUTER_V4, OUTER_V6, address},
     maps::{ControlRef, interface},
     packet::{
-        Ethernet, IPV4, IPV6, Icmp, Ipv4, Ipv6, Mac, PROTOCOL_ICMP, PROTOCOL_ICMPV6, Tag, adjust_head, adjust_tail, at, fold, read,
-        sum, write,
+        Ethernet, IPV4, IPV6, Icmp, Ipv4, Ipv6, Mac, PROTOCOL_ICMP, PROTOCOL_ICMPV6, Tag, adjust_head, adjust_tail, at,
+        fold, read, sum, whole_length, write,
     },
 };
 
@@ -57,8 +57,7 @@ fn make(ctx: &XdpContext, tag: Tag, v6: bool, overhead: usize, outside: bool) ->
     let l3 = tag.l3();
     let Some(mac) = way_back(ctx, v6, outside)? else { return Ok(Verdict::drop(Counter::TooBig)) };
     let mtu = interface().mtu() - overhead;
-    // SAFETY: the helper takes the context that the kernel gave us.
-    let octets = unsafe { aya_ebpf::helpers::bpf_xdp_get_buff_len(ctx.ctx) } as i32;
+    let octets = whole_length(ctx) as i32;
     if v6 {
         let ip = read::<Ipv6>(ctx, l3)?;
         adjust_tail(ctx, (l3 + QUOTED) as i32 - octets)?;
@@ -138,9 +137,8 @@ fn quote_v6(ctx: &XdpContext, l3: usize, about: &Ipv6, mtu: u32) -> Result<(), E
     let icmp = Icmp { kind: PACKET_TOO_BIG, code: 0, checksum: 0, parameter: mtu.to_be() };
     write(ctx, l3 + IPV6, icmp)?;
     // Both addresses, the length and the next header are in the checksum (RFC 8200 section 8.1).
-    let pseudo = sum::<16>(ctx, l3 + 8)?
-        + u64::from((MESSAGE as u16).to_be())
-        + u64::from(u16::from(PROTOCOL_ICMPV6).to_be());
+    let pseudo =
+        sum::<16>(ctx, l3 + 8)? + u64::from((MESSAGE as u16).to_be()) + u64::from(u16::from(PROTOCOL_ICMPV6).to_be());
     let checksum = fold(pseudo + sum::<{ MESSAGE / 2 }>(ctx, l3 + IPV6)?);
     write(ctx, l3 + IPV6, Icmp { checksum, ..icmp })
 }

@@ -39,6 +39,8 @@ mod attach;
 #[cfg(feature = "bench")]
 pub mod bench;
 pub mod deny;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 mod mapped;
 
 static PROGRAM: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/autocluster-xdp"));

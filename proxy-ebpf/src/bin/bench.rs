@@ -133,9 +133,8 @@ fn make<const V6: bool, const INNER: usize, const LENGTH: usize>(ctx: &XdpContex
 fn undo_moves<const LENGTH: usize>(ctx: &XdpContext, moves_end: bool) -> Option<()> {
     let grown = (ctx.data_end() - ctx.data()) as i32 - 8 * LENGTH as i32;
     // SAFETY: the helpers take the context that the kernel gave us.
-    let failed = unsafe {
-        if moves_end { bpf_xdp_adjust_tail(ctx.ctx, -grown) } else { bpf_xdp_adjust_head(ctx.ctx, grown) }
-    };
+    let failed =
+        unsafe { if moves_end { bpf_xdp_adjust_tail(ctx.ctx, -grown) } else { bpf_xdp_adjust_head(ctx.ctx, grown) } };
     (failed == 0).then_some(())
 }
 

@@ -5,6 +5,7 @@ mod deny;
 mod encapsulation;
 mod family;
 mod fragments;
+mod fuzzed;
 mod icmp;
 mod malformed;
 mod neighbours;

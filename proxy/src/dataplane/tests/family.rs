@@ -46,6 +46,9 @@ fn own_packets_pass_and_all_are_counted_by_kind() {
         assert_eq!(fixture.counted(&packet(own, 25, SYN | ACK)), (XDP_PASS, Counter::Own));
         assert_eq!(fixture.counted(&packet(other, 25, SYN)), (XDP_TX, Counter::SteeredNew));
         assert_eq!(fixture.counted(&packet(other, 25, ACK)), (XDP_TX, Counter::Steered));
+        // All flags at once are a packet like any other, not the sign of an ICMP error.
+        assert_eq!(fixture.counted(&packet(own, 25, 0xff)), (XDP_PASS, Counter::Own));
+        assert_eq!(fixture.counted(&packet(other, 25, 0xff)), (XDP_TX, Counter::Steered));
     }
 }
 
@@ -128,10 +131,15 @@ fn extension_headers_move_the_ports() {
         let packet = packet(headers);
         assert_eq!(fixture.run(&packet), steered(&packet, NEAR, HOPS), "{headers:?}");
     }
+    let six = packet(&[(60, short); 6]);
+    assert_eq!(fixture.run(&six), steered(&six, NEAR, HOPS));
     let endless = packet(&[(0, short); 7]);
     assert_eq!(fixture.counted(&endless), (XDP_DROP, Counter::MalformedExtension));
     let twice = packet(&[(44, &[0, 0, 0, 1, 2, 3, 4]), (44, &[0, 0, 1, 1, 2, 3, 4]), (44, &[0, 0, 1, 1, 2, 3, 4])]);
     assert_eq!(fixture.counted(&twice), (XDP_DROP, Counter::MalformedExtension));
+    // Longer than what is walked, in a jumbo frame.
+    let huge = [&[255][..], &[0; 2_046]].concat();
+    assert_eq!(fixture.counted(&packet(&[(60, &huge), (60, &huge)])), (XDP_DROP, Counter::MalformedExtension));
     // Security headers are not walked: the appliance's own.
     let secured = packet(&[(51, short)]);
     assert_eq!(fixture.counted(&secured), (XDP_PASS, Counter::Passed));

@@ -8,7 +8,7 @@ use super::{packets::*, *};
 fn fragment4(id: u16, offset: u16, more: bool, payload: &[u8]) -> Vec<u8> {
     let mut ip = ipv4_of(CLIENT4, VIP4, 6, payload);
     ip[4..6].copy_from_slice(&id.to_be_bytes());
-    let field = offset / 8 | if more { 0x2000 } else { 0 };
+    let field = (offset / 8) | if more { 0x2000 } else { 0 };
     ip[6..8].copy_from_slice(&field.to_be_bytes());
     let mut frame = frame4(&ip);
     set_hop_limit(&mut frame, TTL);
@@ -50,6 +50,41 @@ fn fragments_without_a_first_one_are_dropped_and_others_traffic_passes() {
     let mut elsewhere = fragment4(9, 32, false, &[1; 40]);
     elsewhere[30..34].copy_from_slice(&OWN4.octets());
     assert_eq!(fixture.counted(&elsewhere), (XDP_PASS, Counter::Passed));
+}
+
+#[test]
+fn without_a_table_fragments_pass_as_everything_does() {
+    let Some(mut fixture) = fixture() else { return };
+    fixture.dataplane.control.set_table(TableState::NONE.0);
+    let head = [&tcp(1, 25, ACK)[..], &[7; 12]].concat();
+    for fragment in [fragment4(8, 0, true, &head), fragment4(8, 32, false, &[1; 40]), fragment6(8, 32, false, &[1; 40])]
+    {
+        assert_eq!(fixture.counted(&fragment), (XDP_PASS, Counter::NoOwner));
+    }
+}
+
+#[test]
+fn later_fragments_of_what_is_no_tcp_pass() {
+    let Some(mut fixture) = fixture() else { return };
+    for protocol in [17, 58] {
+        let mut later = fragment6(9, 32, false, &[1; 40]);
+        later[54] = protocol;
+        assert_eq!(fixture.counted(&later), (XDP_PASS, Counter::Passed));
+    }
+    // What stands where UDP's ports would be is data, here that of an encapsulated packet.
+    let mut data = fragment4(9, 32, false, &[&[0, 0][..], &OUTER_PORT.to_be_bytes(), &[0; 40]].concat());
+    data[23] = 17;
+    data[30..34].copy_from_slice(&OWN4.octets());
+    assert_eq!(fixture.counted(&data), (XDP_PASS, Counter::Passed));
+}
+
+#[test]
+fn nobody_is_told_about_a_later_fragment_that_does_not_fit() {
+    let Some(mut fixture) = fixture() else { return };
+    let head = [&tcp(fixture.port4(FAR_V4), 25, ACK)[..], &[7; 12]].concat();
+    assert_eq!(fixture.counted(&fragment4(7, 0, true, &head)), (XDP_TX, Counter::Steered));
+    assert_eq!(fixture.counted(&fragment4(7, 32, true, &[1; 1_440])), (XDP_TX, Counter::Fragment));
+    assert_eq!(fixture.counted(&fragment4(7, 32, true, &[1; 1_480])), (XDP_DROP, Counter::TooBig));
 }
 
 #[test]

@@ -61,9 +61,34 @@ fn other_messages_are_this_machines() {
     let mut to_us = error4(3, 4, port, 25);
     to_us[30..34].copy_from_slice(&OWN4.octets());
     let echo = error4(8, 0, port, 25);
-    for packet in [about_udp, about_another, to_us, echo, error4(3, 4, port, 22), error6(128, port, 25)] {
+    // Later fragments, whatever they begin with.
+    let mut later4 = error4(3, 4, port, 25);
+    later4[21] = 100;
+    let mut later6 = error6(2, fixture.port6(NEAR), 25);
+    later6.splice(54..54, [58, 0, 1, 0, 0, 0, 0, 7]);
+    later6[20] = 44;
+    later6[19] += 8;
+    for packet in [about_udp, about_another, to_us, echo, later4, later6, error4(3, 4, port, 22), error6(128, port, 25)]
+    {
         assert_eq!(fixture.counted(&packet), (XDP_PASS, Counter::Passed));
     }
+}
+
+#[test]
+fn an_error_whose_length_is_a_lie_is_not_put_into_udp_and_begets_none() {
+    let Some(mut fixture) = fixture() else { return };
+    let error = error4(3, 4, fixture.port4(FAR_V4), 25);
+    assert_eq!(fixture.counted(&error), (XDP_TX, Counter::IcmpError));
+    for (total, octets) in [(19_u16, error.len()), (60, 14 + 59), (9_000, error.len())] {
+        let mut lying = error.clone();
+        lying.resize(octets, 0);
+        lying[16..18].copy_from_slice(&total.to_be_bytes());
+        assert_eq!(fixture.counted(&lying), (XDP_DROP, Counter::MalformedIp), "{total} of {octets} octets");
+    }
+    let mut long = error;
+    long.resize(14 + 1_480, 0);
+    long[16..18].copy_from_slice(&1_480_u16.to_be_bytes());
+    assert_eq!(fixture.counted(&long), (XDP_DROP, Counter::TooBig));
 }
 
 #[test]

@@ -76,6 +76,8 @@ fn the_owner_answers_neighbour_solicitations() {
         let in_vlan = fixture.run(&tagged(&question, 0x8100, 7));
         assert_eq!(in_vlan, TestVerdict { action: XDP_TX, packet: tagged(&expected, 0x8100, 7) });
     }
+    let jumbo = [&solicitation(VIP6, &[])[..], &[0; 8_000]].concat();
+    assert_eq!(fixture.run(&jumbo), TestVerdict { action: XDP_TX, packet: expected }, "a frame in several buffers");
     let other = solicitation("fd77::1".parse().unwrap(), &source_mac);
     assert_eq!(fixture.counted(&other), (XDP_PASS, Counter::Passed));
     fixture.dataplane.set_vips([(VIP6.into(), false)]).unwrap();
