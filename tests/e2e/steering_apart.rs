@@ -1,5 +1,6 @@
 //! A front end behind a router takes its share: packets to it are encapsulated, its answers go to the client directly.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
@@ -29,9 +30,11 @@ const TRANSFER_LIMIT: Duration = Duration::from_secs(10);
 const MTU: usize = 1500;
 const ETHERNET: usize = 14;
 const SMALL_MTU: u16 = 1280;
-/// So many that every front end has some of either family.
-const CONNECTIONS: usize = 24;
+/// A front end has none of half of these, which are of one family, with a chance of 1 to 10^10.
+const MOST_CONNECTIONS: usize = 120;
 const LIMIT: Duration = Duration::from_secs(3);
+/// Between two errors of a router.
+const SHORT: Duration = Duration::from_millis(500);
 
 /// Sends or reads until the far front end was the one; how long that time took.
 fn by_the_far_one(mut work: impl FnMut() -> anyhow::Result<String>) -> anyhow::Result<Duration> {
@@ -92,26 +95,34 @@ fn path_mtu(lab: &Lab, host: &str, address: IpAddr) -> anyhow::Result<Option<u64
 fn icmp_errors(lab: &Lab) -> anyhow::Result<()> {
     let router = lab.mac("router")?;
     watched(lab, |stage| {
-        let mut owners = Vec::new();
-        for _ in 0..CONNECTIONS {
+        let mut learned = BTreeSet::new();
+        for _ in 0..MOST_CONNECTIONS {
             let mut puppet = stage.puppet(25)?;
             let mac = puppet.connect(stage.entrance(0))?;
             let owner = if mac == router { FAR } else { stage.front_end(mac)? };
-            let address = puppet.own.ip();
-            let host = format!("fe{owner}");
-            if path_mtu(lab, &host, address)?.is_some() {
+            let (address, host) = (puppet.own.ip(), format!("fe{owner}"));
+            if !learned.insert((host.clone(), address)) {
                 continue;
             }
-            complain(stage, &puppet, owner)?;
+            ensure!(path_mtu(lab, &host, address)?.is_none(), "{host} knew the path MTU to {address} before");
+            let mut errors = 0;
+            // A router complains of each packet that is too long, and the kernel may pass over some of its errors.
             until(&format!("{host} knows the path MTU to {address}"), LIMIT, || {
-                path_mtu(lab, &host, address).is_ok_and(|mtu| mtu == Some(SMALL_MTU.into()))
+                errors += 1;
+                complain(stage, &puppet, owner).is_ok()
+                    && until("it is known", SHORT, || knows(lab, &host, address)).is_ok()
             })?;
-            owners.push(host);
+            eprintln!("  {host} to {address}: the path MTU fell to {SMALL_MTU} after {errors} errors");
+            if learned.len() == 6 {
+                return Ok(());
+            }
         }
-        eprintln!("  the path MTU fell to {SMALL_MTU} on {owners:?}");
-        ensure!(owners.len() == 6, "every front end was to learn it in both families: {owners:?}");
-        Ok(())
+        anyhow::bail!("every front end was to learn it in both families: {learned:?}")
     })
+}
+
+fn knows(lab: &Lab, host: &str, address: IpAddr) -> bool {
+    path_mtu(lab, host, address).is_ok_and(|mtu| mtu == Some(SMALL_MTU.into()))
 }
 
 /// Sends what a router would send if the puppet's greeting had been too long for it; to a front end that does not have

@@ -42,6 +42,9 @@ const ABROAD6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 7);
 const PUPPETS: u16 = 30;
 /// Within this time a second answer would have come.
 const SILENCE: Duration = Duration::from_millis(300);
+/// Of a client's FIN: five seconds, in which the members have told each other what they hold, and some.
+const FIN_REPETITIONS: u32 = 30;
+const REPEAT_EVERY: Duration = Duration::from_millis(200);
 const TICK_LIMIT: Duration = Duration::from_secs(3);
 const LATELY_LIMIT: Duration = Duration::from_secs(25);
 /// A front end that has started believes for two minutes that cookies of its earlier life may be out.
@@ -194,18 +197,28 @@ fn ended(puppet: &mut Puppet, entrance: [u8; 6]) -> anyhow::Result<[u8; 6]> {
     Ok(owner)
 }
 
+/// Repeats the FIN, as TCP does, until there is an answer. The front end that had the connection acknowledges it; but a
+/// member that has a connection in TIME_WAIT is given a packet only if nobody else may have a younger one of the same
+/// ports, so the bucket's owner may answer by a reset: the connection has ended on both sides, and nothing is lost. While
+/// the members tell each other what they hold, a packet that nobody has a use for is dropped. Silence that lasts would
+/// keep the client's socket for minutes.
+fn repeats_fin(stage: &Stage<'_>, victim: u8, puppet: &mut Puppet) -> anyhow::Result<()> {
+    let next = puppet.sequence.wrapping_add(1);
+    for _ in 0..FIN_REPETITIONS {
+        puppet.fin(stage.entrance(victim))?;
+        let Some(got) = puppet.await_where(REPEAT_EVERY, |tcp| tcp.flags.rst || tcp.acknowledgment == next)? else {
+            continue;
+        };
+        let by = stage.front_end(got.mac)?;
+        ensure!(got.tcp.flags.rst != (by == victim), "{}: fe{by} answered: {:?}", puppet.own, got.tcp);
+        return Ok(());
+    }
+    anyhow::bail!("{}: the repeated FIN was never answered", puppet.own)
+}
+
 /// The last ACK was lost: the client repeats its FIN. Later it uses the same port again.
 fn time_wait(lab: &Lab) -> anyhow::Result<()> {
     watched(lab, |stage| {
-        let repeats = |stage: &Stage<'_>, victim: u8, puppet: &mut Puppet| {
-            puppet.fin(stage.entrance(victim))?;
-            let next = puppet.sequence.wrapping_add(1);
-            let got = puppet.await_where(TICK_LIMIT, |tcp| tcp.flags.rst || tcp.acknowledgment == next)?;
-            let got = got.with_context(|| format!("{}: the repeated FIN was not answered", puppet.own))?;
-            ensure!(!got.tcp.flags.rst, "{}: the repeated FIN was answered by a reset", puppet.own);
-            ensure!(stage.front_end(got.mac)? == victim, "{}: answered by another", puppet.own);
-            Ok(())
-        };
         let begins_anew = |stage: &Stage<'_>, victim: u8, puppet: &mut Puppet| {
             let entrance = stage.entrance(victim);
             puppet.sequence = puppet.sequence.wrapping_add(1 << 20);
@@ -216,7 +229,7 @@ fn time_wait(lab: &Lab) -> anyhow::Result<()> {
             ensure!(stage.front_end(puppet.await_data()?)? == taker, "{}: greeted by another", puppet.own);
             Ok(())
         };
-        stage.drained(stage.brought(stage.entrance(0), ended)?, &repeats, &begins_anew)
+        stage.drained(stage.brought(stage.entrance(0), ended)?, &repeats_fin, &begins_anew)
     })
 }
 

@@ -60,8 +60,8 @@ pub struct Fates {
     pub silent: u64,
     /// Answered by something else.
     pub wrong: u64,
-    /// Packets to the server that were lost, on those connections that are alive, since they began. One that was repeated
-    /// because its answer was late is none (RFC 2883).
+    /// Packets to the server that were lost, on those connections that are alive, since they were greeted. One that was
+    /// repeated because its answer was late is none (RFC 2883).
     pub repeated: u64,
 }
 

@@ -20,6 +20,10 @@ const MAX_LINE: usize = 1000;
 const RESETS: [io::ErrorKind; 3] =
     [io::ErrorKind::ConnectionReset, io::ErrorKind::ConnectionRefused, io::ErrorKind::BrokenPipe];
 
+/// Connections that begin to speak in the same millisecond. Thousands at the same moment would only try the client's own
+/// cable, whose queue holds 256 packets.
+const SPEAKERS_PER_MS: usize = 50;
+
 /// Words of the kernel's `struct tcp_info` (include/uapi/linux/tcp.h), which libc knows a part of only.
 const TCP_INFO_WORDS: usize = 64;
 const TOTAL_RETRANS: usize = 25;
@@ -32,6 +36,8 @@ struct Connection {
     /// Does nothing, and is answered.
     command: &'static [u8],
     answer: &'static str,
+    /// Packets that were repeated until the greeting came. A SYN may well be dropped while the front ends do not agree.
+    repeated_before: u64,
 }
 
 enum Fate {
@@ -118,18 +124,21 @@ async fn greeted(source: SocketAddr, target: SocketAddr) -> Result<Connection, F
     let stream = BufReader::with_capacity(128, socket.connect(target).await.map_err(of)?);
     let (command, answer): (&'static [u8], _) =
         if target.port() == 25 { (b"NOOP\r\n", "250 ") } else { (b"a NOOP\r\n", "a OK") };
-    let mut connection = Connection { stream, front_end: String::new(), command, answer };
+    let mut connection = Connection { stream, front_end: String::new(), command, answer, repeated_before: 0 };
     let greeting = connection.line().await?;
     // The lab has each front end greet by its own name: `fe1.pool.test`.
     let name = greeting.split_whitespace().find_map(|word| word.strip_suffix(".pool.test"));
     name.ok_or(Fate::Wrong)?.clone_into(&mut connection.front_end);
+    connection.repeated_before = connection.repeated();
     Ok(connection)
 }
 
 async fn check(held: &mut Vec<Connection>, patience: Duration) -> Census {
     let at_once = held.len().max(1);
-    let mut checks = stream::iter(held.drain(..))
-        .map(|mut connection| async move {
+    let start = Instant::now();
+    let mut checks = stream::iter(held.drain(..).enumerate())
+        .map(|(turn, mut connection)| async move {
+            sleep_until(start + Duration::from_millis((turn / SPEAKERS_PER_MS) as u64)).await;
             let fate = match timeout(patience, connection.speak()).await {
                 Ok(Ok(())) => Fate::Alive,
                 Ok(Err(fate)) => fate,
@@ -143,7 +152,8 @@ async fn check(held: &mut Vec<Connection>, patience: Duration) -> Census {
     while let Some((connection, fate)) = checks.next().await {
         count(&mut census, &connection.front_end, &fate);
         if matches!(fate, Fate::Alive) {
-            census.entry(connection.front_end.clone()).or_default().repeated += connection.repeated();
+            let repeated = connection.repeated().saturating_sub(connection.repeated_before);
+            census.entry(connection.front_end.clone()).or_default().repeated += repeated;
             alive.push(connection);
         }
     }

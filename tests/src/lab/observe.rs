@@ -58,6 +58,34 @@ impl Lab {
         self.started().into_iter().map(|number| self.counter(number, name)).sum()
     }
 
+    /// Frames that the lab's cables have lost: a veth's queue holds 256, and who is kept from the CPU does not empty it.
+    /// What a program drops is not in it.
+    ///
+    /// # Errors
+    /// If ip(8) or ethtool(8) fails.
+    pub fn lost_by_cables(&self) -> anyhow::Result<u64> {
+        let mut lost = 0;
+        for host in std::iter::once(Host::NET).chain(self.spec().hosts()) {
+            let host = host.to_string();
+            for link in self.json(&host, &["ip", "-json", "-s", "link"])?.as_array().into_iter().flatten() {
+                lost += link["stats64"]["tx"]["dropped"].as_u64().context("no counter of dropped frames")?;
+            }
+        }
+        let front_ends = self.spec().frontend_hosts();
+        let sent_back = front_ends.map(|host| self.lost_when_sent_back(&host.to_string()));
+        Ok(lost + sent_back.sum::<anyhow::Result<u64>>()?)
+    }
+
+    /// Frames that an XDP program sent back into the cable, and for which there was no place in it.
+    fn lost_when_sent_back(&self, host: &str) -> anyhow::Result<u64> {
+        let output = self.exec(host, &["ethtool", "-S", INTERFACE])?;
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let counters = text.lines().filter_map(|line| line.split_once("_xdp_tx_errors: "));
+        let counts: Vec<u64> = counters.map(|(_, count)| count.trim().parse()).collect::<Result<_, _>>()?;
+        ensure!(!counts.is_empty(), "{host}: ethtool counts no xdp_tx_errors: {text}");
+        Ok(counts.into_iter().sum())
+    }
+
     /// Ports of clients whose connections to a port of front end `number` are established there.
     ///
     /// # Errors
