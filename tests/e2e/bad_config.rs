@@ -133,7 +133,12 @@ fn interface_without_driver_xdp(lab: &Lab) -> anyhow::Result<()> {
     let made = lab.exec("client", &["ip", "link", "add", "br7", "type", "bridge"])?;
     ensure!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
     lab.exec("client", &["ip", "link", "set", "br7", "up"])?;
-    let outcome = run_elsewhere(lab, "client", "no-driver-xdp", &[("interface = \"eth0\"", "interface = \"br7\"")]);
+    let outcome = run_elsewhere(
+        lab,
+        "client",
+        "no-driver-xdp",
+        &[("interface = \"eth0\"", "interface = \"br7\"\nmode = \"driver\"")],
+    );
     lab.exec("client", &["ip", "link", "delete", "br7"])?;
     let (output, said) = outcome?;
     ensure!(output.status.code().is_some_and(|code| code != 0 && code != 124), "{:?}: {said}", output.status);
