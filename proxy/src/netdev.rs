@@ -26,6 +26,9 @@ const LOOPBACK: &str = "lo";
 const ARP_IGNORE: (&str, &str) = ("arp_ignore", "1");
 /// "Always use the best local address for this target."
 const ARP_ANNOUNCE: (&str, &str) = ("arp_announce", "2");
+/// "Loose mode": the way back may be by another interface.
+const RP_FILTER: (&str, &str) = ("rp_filter", "2");
+const RP_FILTER_STRICT: &str = "1";
 const SYSCTL_IPV4_CONF: &str = "/proc/sys/net/ipv4/conf";
 
 /// An Ethernet address.
@@ -146,6 +149,21 @@ pub fn restrict_arp(interface: &str) -> Result<()> {
     ensure!(is_interface_name(interface), "{interface:?} is no interface name");
     for (setting, value) in [ARP_IGNORE, ARP_ANNOUNCE] {
         write_sysctl(&Path::new(SYSCTL_IPV4_CONF).join(interface).join(setting), value)?;
+    }
+    Ok(())
+}
+
+/// Lets an interface take packets whose answers leave by another one, where that is forbidden.
+///
+/// # Errors
+/// When there is no such interface, or /proc/sys may not be written.
+pub fn loosen_reverse_path(interface: &str) -> Result<()> {
+    ensure!(is_interface_name(interface), "{interface:?} is no interface name");
+    let path = |of: &str| Path::new(SYSCTL_IPV4_CONF).join(of).join(RP_FILTER.0);
+    // The greater one of both counts.
+    let values = ["all", interface].map(|of| std::fs::read_to_string(path(of)).unwrap_or_default());
+    if values.iter().map(|value| value.trim()).max() == Some(RP_FILTER_STRICT) {
+        write_sysctl(&path(interface), RP_FILTER.1)?;
     }
     Ok(())
 }
@@ -339,6 +357,23 @@ mod tests {
             let error = format!("{:#}", restrict_arp("nope").unwrap_err());
             assert!(error.contains("no such interface"), "{error}");
             restrict_arp("../conf/va").unwrap_err();
+        });
+    }
+
+    #[test]
+    fn only_a_strict_reverse_path_filter_is_loosened() {
+        in_network_namespace("only_a_strict_reverse_path_filter_is_loosened", async || {
+            ip("link add va type veth peer name vb");
+            let path = |of: &str| format!("{SYSCTL_IPV4_CONF}/{of}/rp_filter");
+            for (all, own, expected) in
+                [("0", "0", "0"), ("0", "1", "2"), ("1", "0", "2"), ("2", "1", "1"), ("1", "2", "2")]
+            {
+                std::fs::write(path("all"), all).unwrap();
+                std::fs::write(path("va"), own).unwrap();
+                loosen_reverse_path("va").unwrap();
+                assert_eq!(std::fs::read_to_string(path("va")).unwrap().trim(), expected, "all {all}, own {own}");
+            }
+            loosen_reverse_path("../conf/va").unwrap_err();
         });
     }
 }

@@ -161,7 +161,7 @@ async fn prepare(config: &Config, identity: &Identity, with_tls: bool) -> Result
     let sockets = bind(config, identity, with_tls)?;
     let announcer = Announcer::open(segment.voices())?;
     // Only the owner of a VIP answers for it, and that is the XDP program's business, not the kernel's.
-    segment.restrict_arp().context("steering.interface")?;
+    segment.prepare().context("steering.interface")?;
     let (front_ends, front_ends_seen) = watch::channel(vec![config.pool.listen]);
     let directory = DirectoryDriver::open(&config.node.state_dir, front_ends_seen).context("node.state_dir")?;
     let settings = Settings::new(config.pool.seeds.clone(), config.pool.vips.clone())?;

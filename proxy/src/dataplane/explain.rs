@@ -1,4 +1,5 @@
 //! Why the kernel takes no program or map of ours: in one line, with what to do about it.
+#![allow(clippy::wildcard_enum_match_arm, reason = "aya's errors are many, and most of them speak for themselves")]
 
 use std::io;
 

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use anyhow::{Result, ensure};
 
-use super::{Interface, InterfaceAddress, MacAddress, interface, restrict_arp};
+use super::{Interface, InterfaceAddress, MacAddress, interface, loosen_reverse_path, restrict_arp};
 
 /// Interfaces on one segment, at least one.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -90,15 +90,17 @@ impl Segment {
         voices.filter(|voice| seen.insert(*voice)).collect()
     }
 
-    /// Makes all of them answer ARP only for addresses of their own, see [`restrict_arp`].
+    /// Makes all of them answer ARP only for addresses of their own, see [`restrict_arp`], and where there are several,
+    /// take packets whose answers leave by another one.
     ///
     /// # Errors
     /// /proc/sys may not be written.
-    pub fn restrict_arp(&self) -> Result<()> {
-        for interface in &self.interfaces {
-            restrict_arp(&interface.name)?;
-            if let Some(upper) = &interface.upper {
-                restrict_arp(&upper.name)?;
+    pub fn prepare(&self) -> Result<()> {
+        let uppers = self.interfaces.iter().filter_map(|interface| interface.upper.as_ref().map(|upper| &upper.name));
+        for name in self.interfaces.iter().map(|interface| &interface.name).chain(uppers) {
+            restrict_arp(name)?;
+            if self.interfaces.len() > 1 {
+                loosen_reverse_path(name)?;
             }
         }
         Ok(())

@@ -66,18 +66,20 @@ fn veth(name: &str, mac: [u8; 6], peer: &str) {
     }
 }
 
-/// Two interfaces of this machine and a client on one bridge; the client's end.
-async fn one_segment() -> Socket {
+/// Two interfaces of this machine and a client on one bridge; the client's end, and what keeps it up.
+async fn one_segment(bpffs: &BpfFs) -> (Socket, Dataplane) {
     ip("link add br0 type bridge mcast_snooping 0");
     ip("link set br0 up");
+    // A veth sends back only to a peer that has a program too. Without a table, ours passes everything.
+    let pins = bpffs.0.path().join("switch");
+    fs::create_dir(&pins).unwrap();
+    let mut switch = Dataplane::load(&pins, &at(bpffs, &[("switch", [0; 6])], Mode::Driver)).unwrap();
     for (name, mac, port) in [(FIRST, MAC, "porta"), (SECOND, SECOND_MAC, "portc"), ("client", CLIENT_MAC, "porte")] {
         veth(name, mac, port);
         ip(&format!("link set {port} master br0"));
-        // What a program sends back needs a peer that polls.
-        let gro = Command::new("ethtool").args(["-K", port, "gro", "on"]).output().unwrap();
-        assert!(gro.status.success(), "{}", String::from_utf8_lossy(&gro.stderr));
+        program(&mut switch.programs[0].ebpf, PROGRAM_NAME).unwrap().attach(port, XdpMode::Driver).unwrap();
     }
-    tap(netdev::interface("client").await.unwrap().index)
+    (tap(netdev::interface("client").await.unwrap().index), switch)
 }
 
 async fn answered(client: &Socket, question: &[u8], answers: &[Vec<u8>]) {
@@ -100,8 +102,8 @@ fn what_comes_in_by_either_interface_is_steered_by_it() {
         if !may_load() {
             return;
         }
-        let client = one_segment().await;
         let bpffs = BpfFs::mount();
+        let (client, _switch) = one_segment(&bpffs).await;
         let dataplane = start(&at(&bpffs, &[(FIRST, MAC), (SECOND, SECOND_MAC)], Mode::Driver));
         assert_eq!(modes(&dataplane), [Some(Mode::Driver); 2]);
         let plan = plan();
