@@ -1,5 +1,6 @@
 //! A SYN flood from random addresses, the deny list and the limit: honest users hardly notice.
 
+use std::net::{IpAddr, SocketAddr};
 use std::process::Child;
 use std::time::Duration;
 
@@ -21,8 +22,9 @@ pub(crate) const TESTS: &[Test] = &[
 const SESSIONS: u32 = 200;
 const SPEAK_EVERY: Duration = Duration::from_millis(100);
 const COME_EVERY: Duration = Duration::from_millis(10);
-const DURING: Duration = Duration::from_secs(6);
-const FLOOD_S: &str = "14";
+const DURING: Duration = Duration::from_secs(5);
+/// A flood that the test does not end.
+const LONGEST_FLOOD_S: &str = "60";
 /// Of the quiet figure.
 const SHARE: f64 = 0.9;
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -33,25 +35,29 @@ const OFF_LIMIT: Duration = Duration::from_secs(20);
 const KNOWN_LIMIT: Duration = Duration::from_secs(1);
 const SILENCE: Duration = Duration::from_millis(300);
 
+/// A real flood comes from other machines; here its generator, the switch and all front ends share the processors. So the
+/// figure that the flood is compared with is taken while the same generator floods another machine on the same switch:
+/// the processors do the same work then, but that of the pool. It stays on one of them, at the lowest priority.
 fn honest_users_hardly_notice(lab: &Lab) -> anyhow::Result<()> {
     let stage = Stage::new(lab)?;
     let routes = Routes::add(lab)?;
     let mut crowd = Crowd::gather(lab, SESSIONS)?;
     let opened = crowd.open(2 * SESSIONS, PATIENCE)?;
     ensure!(total(&opened).lost() == 0, "{opened:?}");
+    let elsewhere = Flood::start(lab, lab.mac("be1")?, [STAND_IN.into(), STAND_IN6.into()])?;
     let quiet = crowd.pace(SPEAK_EVERY, COME_EVERY, DURING)?;
+    let elsewhere = elsewhere.end()?;
     let sent_before = lab.counter_of_all("cookie_sent")?;
-    let flood = Flood::start(lab, &stage)?;
+    let flood = Flood::start(lab, stage.entrance(0), [VIP.into(), VIP6.into()])?;
     let (_, on) = until_some("cookies are on", ON_LIMIT, || Ok((cookies_on(lab)? > 0).then_some(())))?;
     let flooded = crowd.pace(SPEAK_EVERY, COME_EVERY, DURING)?;
-    let report = flood.end()?;
+    let here = flood.end()?;
     let cookies = lab.counter_of_all("cookie_sent")? - sent_before;
     let off = until("cookies are off again", OFF_LIMIT, || cookies_on(lab).is_ok_and(|on| on == 0))?;
     drop(routes);
-    let rate = report["sent"].as_f64().unwrap_or_default() / report["seconds"].as_f64().unwrap_or(1.0);
-    eprintln!("  flood: {rate:.0} SYNs a second, {cookies} cookies sent; on after {on:.1?}, off again after {off:.1?}");
-    eprintln!("  quiet: sessions {:?}, new {:?}", quiet.0, quiet.1);
-    eprintln!("  flood: sessions {:?}, new {:?}", flooded.0, flooded.1);
+    eprintln!("  {cookies} cookies sent; on after {on:.1?}, off again after {off:.1?}");
+    eprintln!("  {elsewhere:.0} SYNs a second to another: sessions {:?}, new {:?}", quiet.0, quiet.1);
+    eprintln!("  {here:.0} SYNs a second to the pool: sessions {:?}, new {:?}", flooded.0, flooded.1);
     ensure!(cookies > 0, "no cookie was sent");
     hardly_less("commands answered", flooded.0, quiet.0)?;
     hardly_less("new connections", flooded.1, quiet.1)?;
@@ -79,21 +85,27 @@ fn cookies_on(lab: &Lab) -> anyhow::Result<usize> {
 struct Flood(Child);
 
 impl Flood {
-    fn start(lab: &Lab, stage: &Stage<'_>) -> anyhow::Result<Self> {
+    /// As many SYNs as go, in frames for `to`.
+    fn start(lab: &Lab, to: [u8; 6], targets: [IpAddr; 2]) -> anyhow::Result<Self> {
         let text = |mac: [u8; 6]| mac.map(|octet| format!("{octet:02x}")).join(":");
         let program = tool("flood")?.display().to_string();
-        let (from, to) = (text(lab.mac("client")?), text(stage.entrance(0)));
-        let (v4, v6) = (format!("{VIP}:25"), format!("[{VIP6}]:25"));
-        let argv = [&program, "--from", &from, "--to", &to, "--target", &v4, "--target", &v6, "--seconds", FLOOD_S];
-        Ok(Self(lab.spawn("client", &argv)?))
+        let (from, to) = (text(lab.mac("client")?), text(to));
+        let [v4, v6] = targets.map(|target| SocketAddr::new(target, 25).to_string());
+        let argv = ["taskset", "--cpu-list", "0", "nice", "-n", "19", &program, "--from", &from, "--to", &to];
+        let rest = ["--target", &v4, "--target", &v6, "--seconds", LONGEST_FLOOD_S];
+        Ok(Self(lab.spawn("client", &[&argv[..], &rest].concat())?))
     }
 
-    fn end(mut self) -> anyhow::Result<Value> {
+    /// Ends it; how many SYNs it sent in a second.
+    fn end(mut self) -> anyhow::Result<f64> {
+        drop(self.0.stdin.take());
         self.0.wait()?;
         let mut said = String::new();
         let mut output = self.0.stdout.take().context("no standard output")?;
         std::io::Read::read_to_string(&mut output, &mut said)?;
-        serde_json::from_str(&said).with_context(|| format!("the flood said {said:?}"))
+        let report: Value = serde_json::from_str(&said).with_context(|| format!("the flood said {said:?}"))?;
+        let number = |key: &str| report[key].as_f64().with_context(|| format!("no {key}: {report}"));
+        Ok(number("sent")? / number("seconds")?)
     }
 }
 

@@ -279,11 +279,19 @@ fn is_out(lab: &Lab, number: u8) -> Option<bool> {
     lab.cli_json(number, &["cookies", "show"]).ok()?["out"].as_bool()
 }
 
+const KERNEL_COOKIES: &str = "net.ipv4.tcp_syncookies";
+
 /// When a front end's kernel makes cookies: "1", when a listener's queue of handshakes is full; "2", always.
 fn set_kernel_cookies(lab: &Lab, number: u8, when: &str) -> anyhow::Result<()> {
-    let key = format!("net.ipv4.tcp_syncookies={when}");
-    let output = lab.exec(&format!("fe{number}"), &["sysctl", "-qw", &key])?;
+    let output = lab.exec(&format!("fe{number}"), &["sysctl", "-qw", &format!("{KERNEL_COOKIES}={when}")])?;
     ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    Ok(())
+}
+
+fn check_kernel_cookies(lab: &Lab, number: u8, expected: &str) -> anyhow::Result<()> {
+    let output = lab.exec(&format!("fe{number}"), &["sysctl", "-n", KERNEL_COOKIES])?;
+    let found = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+    ensure!(found == expected, "fe{number}: {KERNEL_COOKIES} is {found:?}, not {expected}");
     Ok(())
 }
 
@@ -296,18 +304,16 @@ fn ack_of_a_kernels_cookie(lab: &Lab) -> anyhow::Result<()> {
     cookies(lab, |number| set_kernel_cookies(lab, number, "2"), |number| set_kernel_cookies(lab, number, "1"), sent)
 }
 
+/// No queue is full here: the daemon has to tell the kernel to make cookies for the program.
 fn ack_of_a_programs_cookie(lab: &Lab) -> anyhow::Result<()> {
-    // The kernel gives a program cookies only when it would make some itself; here no queue is full.
+    let tell = |number: u8, mode: &str, kernel: &str| {
+        lab.cli(number, &["cookies", mode])?;
+        check_kernel_cookies(lab, number, kernel)
+    };
     cookies(
         lab,
-        |number| {
-            set_kernel_cookies(lab, number, "2")?;
-            lab.cli(number, &["cookies", "on"]).map(drop)
-        },
-        |number| {
-            set_kernel_cookies(lab, number, "1")?;
-            lab.cli(number, &["cookies", "auto"]).map(drop)
-        },
+        |number| tell(number, "on", "2"),
+        |number| tell(number, "auto", "1"),
         |number| lab.counter(number, "cookie_sent"),
     )
 }

@@ -3,6 +3,7 @@
 
 mod answers;
 mod exchange;
+mod kernel;
 mod list;
 mod nic;
 mod store;
@@ -12,10 +13,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use anyhow::{Context, Result};
-use proxy_core::abuse::{Change, FloodSwitch, Limit, Origin};
+use proxy_common::maps::{COOKIES_OUT, SYN_COOKIES};
+use proxy_core::abuse::{Change, Cookies, FloodSwitch, Limit, Origin};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
+use self::kernel::KernelCookies;
 use self::list::SharedDenyList;
 use self::store::Store;
 use super::cluster::View;
@@ -33,6 +36,7 @@ pub struct Abuse {
     configured: config::Abuse,
     limit: Arc<Mutex<Limit>>,
     flood: Arc<Mutex<FloodSwitch>>,
+    kernel: Arc<Mutex<KernelCookies>>,
     dataplane: SharedDataplane,
 }
 
@@ -69,6 +73,7 @@ impl Abuse {
             configured,
             limit: Arc::new(Mutex::new(configured.limit)),
             flood: Arc::new(Mutex::new(flood)),
+            kernel: Arc::new(Mutex::new(KernelCookies::open(state_dir))),
             dataplane,
         };
         Ok((abuse, Maps { maps, difference }))
@@ -90,11 +95,31 @@ impl Abuse {
                     tracing::error!(error = format!("{error:#}"), "the deny list is not kept up to date at the NIC");
                 }
             }),
-            tokio::spawn(nic::keep_watching(Arc::clone(&self.flood), self.dataplane.clone())),
+            tokio::spawn(nic::keep_watching(self.clone())),
             tokio::spawn(self.store.clone().keep(self.list.clone())),
             tokio::spawn(exchange::send(self.list.clone(), transport, views)),
             tokio::spawn(exchange::receive(self.list.clone(), streams)),
         ]
+    }
+
+    /// Puts a decision about cookies in force: in the program, and in the kernel that makes them for it.
+    fn obey(&self, cookies: Cookies) {
+        let flag = |set, flag| if set { flag } else { 0 };
+        let flags = flag(cookies.send, SYN_COOKIES) | flag(cookies.out, COOKIES_OUT);
+        let in_kernel = lock(&self.kernel).obey(cookies);
+        self.dataplane.lock().set_flags(SYN_COOKIES | COOKIES_OUT, flags);
+        if let Err(error) = in_kernel {
+            tracing::warn!(error = format!("{error:#}"), "the kernel may make no SYN cookies for the program");
+        }
+    }
+
+    /// Has the program answer by no more cookies, and the kernel do as it did before this daemon.
+    ///
+    /// # Errors
+    /// The kernel's setting cannot be written.
+    pub fn end(&self) -> Result<()> {
+        self.dataplane.lock().set_flags(SYN_COOKIES, 0);
+        lock(&self.kernel).restore()
     }
 
     /// Stores the deny list as it is now.

@@ -157,6 +157,9 @@ impl FrontEnd {
             warn!(error = format!("{error:#}"), "failed to store the deny list");
         }
         self.background.iter().for_each(JoinHandle::abort);
+        if let Err(error) = self.abuse.end() {
+            warn!(error = format!("{error:#}"), "the kernel's setting for SYN cookies stays as it is");
+        }
         self.transport.shutdown().await;
     }
 }

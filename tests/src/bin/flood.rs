@@ -1,9 +1,11 @@
 //! A SYN flood: SYNs from random addresses and ports to the pool's services, at a rate or as fast as they go, by one
-//! thread, for a bounded time. Runs on the lab's client host; says at its end how much it sent.
+//! thread, for a bounded time or until its standard input ends. Runs on the lab's client host; says at its end how much it sent.
 
 use std::io::{self, Write as _};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -87,7 +89,8 @@ fn flood(cli: &Cli) -> anyhow::Result<()> {
     let mut dice = Dice(cli.seed);
     let (start, length) = (Instant::now(), Duration::from_secs(cli.seconds));
     let (mut sent, mut refused) = (0u64, 0u64);
-    while start.elapsed() < length {
+    let ended = input_ended();
+    while start.elapsed() < length && !ended.load(Ordering::Relaxed) {
         batch.iter_mut().for_each(|frame| disguise(frame, &mut dice));
         match link.send_many(&batch) {
             Ok(count) => sent += count as u64,
@@ -103,6 +106,18 @@ fn flood(cli: &Cli) -> anyhow::Result<()> {
     let report = json!({"sent": sent, "refused": refused, "seconds": start.elapsed().as_secs_f64()});
     writeln!(io::stdout(), "{report}")?;
     Ok(())
+}
+
+/// Becomes true when standard input ends.
+fn input_ended() -> Arc<AtomicBool> {
+    let ended = Arc::new(AtomicBool::new(false));
+    let told = Arc::clone(&ended);
+    thread::spawn(move || {
+        // Whether it ended well or not: whoever started the flood is gone, or wants no more of it.
+        drop(io::copy(&mut io::stdin().lock(), &mut io::sink()));
+        told.store(true, Ordering::Relaxed);
+    });
+    ended
 }
 
 /// A SYN to a target, from nowhere yet.

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, anyhow, ensure};
 use proxy_core::abuse::{Denial, DenyError, DenyList, FloodSwitch, Limit, Mode, Prefix, Reason, Record, Word};
 
 use super::list::unix_now;
-use super::{Abuse, lock, nic};
+use super::{Abuse, lock};
 use crate::control::{CookiesRequest, DenyRequest, LimitRequest, MAX_PREFIXES, PAGE};
 use crate::status::abuse::{AbuseStatus, CookiesMode, CookiesStatus, DenyEntry, DenyResponse, LimitStatus};
 
@@ -95,7 +95,7 @@ impl Abuse {
         if let CookiesRequest::Set(mode) = request {
             let now = Instant::now();
             flood.set_mode(now, core_mode(*mode));
-            nic::obey(&self.dataplane, flood.cookies(now));
+            self.obey(flood.cookies(now));
             tracing::info!(?mode, "SYN cookies were told what to do, until the next restart");
         }
         cookies_status(&flood)

@@ -2,14 +2,14 @@
 
 use std::collections::HashSet;
 use std::fs;
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use proxy_common::maps::{COOKIES_OUT, Counter, SYN_COOKIES};
-use proxy_core::abuse::{Change, Cookies, DenyList, FloodSwitch, Prefix, Sample};
+use proxy_common::maps::Counter;
+use proxy_core::abuse::{Change, DenyList, Prefix, Sample};
 use tokio::time::MissedTickBehavior;
 
+use super::Abuse;
 use super::list::{SharedDenyList, unix_now};
 use crate::dataplane::{DenyMaps, deny};
 use crate::drivers::steering::SharedDataplane;
@@ -85,16 +85,16 @@ async fn apply(mut maps: DenyMaps, changes: Vec<Change>, dataplane: &SharedDatap
 }
 
 /// Looks at the rate of SYNs, and has the program answer by cookies while there is a flood.
-pub(super) async fn keep_watching(flood: Arc<Mutex<FloodSwitch>>, dataplane: SharedDataplane) {
+pub(super) async fn keep_watching(abuse: Abuse) {
     let mut ticks = tokio::time::interval(TICK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut kernel_cookies = 0;
     let mut told: Option<Instant> = None;
     for count in (0..TICKS_PER_KERNEL_COUNT).cycle() {
         ticks.tick().await;
-        let sampled = sample(&dataplane, count == 0, &mut kernel_cookies);
+        let sampled = sample(&abuse.dataplane, count == 0, &mut kernel_cookies);
         match sampled {
-            Ok(sample) => watch(&flood, &dataplane, sample),
+            Ok(sample) => watch(&abuse, sample),
             Err(error) if told.is_none_or(|at| at.elapsed() >= TOLD_EVERY) => {
                 told = Some(Instant::now());
                 tracing::error!(error = format!("{error:#}"), "a flood would not be noticed");
@@ -112,9 +112,9 @@ fn sample(dataplane: &SharedDataplane, read_kernel: bool, kernel_cookies: &mut u
     Ok(Sample { syns: dataplane.lock().count_of(&NEW)?, kernel_cookies: *kernel_cookies })
 }
 
-fn watch(flood: &Mutex<FloodSwitch>, dataplane: &SharedDataplane, sample: Sample) {
+fn watch(abuse: &Abuse, sample: Sample) {
     let now = Instant::now();
-    let mut flood = super::lock(flood);
+    let mut flood = super::lock(&abuse.flood);
     flood.handle_sample(now, sample);
     let (rate, above) = (flood.rate().round(), flood.above());
     match flood.poll_turned() {
@@ -122,14 +122,7 @@ fn watch(flood: &Mutex<FloodSwitch>, dataplane: &SharedDataplane, sample: Sample
         Some(false) => tracing::info!("the flood of new connections is over"),
         None => {}
     }
-    obey(dataplane, flood.cookies(now));
-}
-
-/// Puts a decision about cookies in force.
-pub(super) fn obey(dataplane: &SharedDataplane, cookies: Cookies) {
-    let flag = |set, flag| if set { flag } else { 0 };
-    let flags = flag(cookies.send, SYN_COOKIES) | flag(cookies.out, COOKIES_OUT);
-    dataplane.lock().set_flags(SYN_COOKIES | COOKIES_OUT, flags);
+    abuse.obey(flood.cookies(now));
 }
 
 /// `SyncookiesSent` of `TcpExt`: names in one line, numbers in the next.

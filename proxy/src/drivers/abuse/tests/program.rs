@@ -9,6 +9,7 @@ use crate::config;
 use crate::control::{CookiesRequest, DenyRequest, LimitRequest};
 use crate::dataplane::{self, Dataplane, InterfaceSettings, Mode};
 use crate::status::abuse::{CookiesMode, DenyResponse};
+use crate::testing::in_network_namespace;
 
 /// A BPF file system of the test's own, unmounted when it ends.
 struct BpfFs(tempfile::TempDir);
@@ -159,8 +160,13 @@ async fn errors_say_what_was_done_and_what_to_do() {
     assert!(add(&abuse, &many, None).unwrap_err().to_string().contains("more than 500 prefixes"));
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn limit_and_cookies_are_changed_until_the_next_start() {
+#[test]
+fn limit_and_cookies_are_changed_until_the_next_start() {
+    // The kernel's setting for cookies is the namespace's.
+    in_network_namespace("limit_and_cookies_are_changed_until_the_next_start", limit_and_cookies);
+}
+
+async fn limit_and_cookies() {
     let (Some(bpffs), state) = (bpffs(), tempfile::tempdir().unwrap()) else { return };
     let (abuse, _maps) = start(&bpffs, state.path());
     let limited = || (0..20).filter(|_| dropped_as(&abuse, [192, 0, 2, 1], Counter::Limited)).count();
@@ -178,6 +184,12 @@ async fn limit_and_cookies_are_changed_until_the_next_start() {
     assert!(status.sending && status.out && status.mode == CookiesMode::On);
     let status = abuse.answer_cookies(&CookiesRequest::Set(CookiesMode::Auto));
     assert!(!status.sending && status.out, "those that were sent may come back");
+    let kernel = || std::fs::read_to_string("/proc/sys/net/ipv4/tcp_syncookies").unwrap();
+    assert_eq!(kernel(), "1\n");
+    abuse.answer_cookies(&CookiesRequest::Set(CookiesMode::On));
+    assert_eq!(kernel(), "2\n");
+    abuse.end().unwrap();
+    assert_eq!(kernel(), "1\n");
 }
 
 #[tokio::test(flavor = "multi_thread")]
