@@ -9,6 +9,7 @@ use autocluster_tests::lab::{Host, Lab, VIP, until};
 use autocluster_tests::scenario::spread_connections;
 
 use crate::Test;
+use crate::steering_crowd::await_agreement;
 
 pub(crate) const TESTS: &[Test] = &[("steering_interfaces::two_on_one_segment", two_on_one_segment)];
 
@@ -87,7 +88,8 @@ fn restart(lab: &Lab, file: &Path, config: &str) -> anyhow::Result<()> {
     }
     fs::write(file, config).with_context(|| format!("failed to write {}", file.display()))?;
     lab.start_front_end(NUMBER)?;
-    lab.await_pool()
+    lab.await_pool()?;
+    await_agreement(lab)
 }
 
 /// Interfaces with their modes, as the daemon tells them.
