@@ -52,7 +52,7 @@ impl Packet<'_> {
             16 => Decision::Send { to, hop_limit: again, counter },
             15 => self.silence(),
             // A question: no, for there are no sockets here. It goes back to who asked.
-            asked if asked % 2 == 0 => match (self.sender, asked) {
+            asked if asked.is_multiple_of(2) => match (self.sender, asked) {
                 (None, _) => self.silence(),
                 (Some(_), 0) => Decision::Drop(Counter::HopLimit),
                 (Some(to), _) => Decision::Send {
@@ -75,7 +75,7 @@ impl Packet<'_> {
         if !self.is_new && !owner.chained() && !settling && !comes_back {
             return Decision::Take(Counter::Own);
         }
-        let was_asked = comes_back && self.hop_limit % 2 == 0;
+        let was_asked = comes_back && self.hop_limit.is_multiple_of(2);
         let members: Vec<u8> =
             (0..MAX_CHAIN).map(|i| chain.member(i)).take_while(|slot| *slot != NO_SLOT && owner.chained()).collect();
         let asked = match self.hop_limit {

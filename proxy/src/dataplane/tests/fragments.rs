@@ -8,7 +8,7 @@ use super::{packets::*, *};
 fn fragment4(id: u16, offset: u16, more: bool, payload: &[u8]) -> Vec<u8> {
     let mut ip = ipv4_of(CLIENT4, VIP4, 6, payload);
     ip[4..6].copy_from_slice(&id.to_be_bytes());
-    let field = offset / 8 | if more { 0x2000 } else { 0 };
+    let field = (offset / 8) | if more { 0x2000 } else { 0 };
     ip[6..8].copy_from_slice(&field.to_be_bytes());
     let mut frame = frame4(&ip);
     set_hop_limit(&mut frame, TTL);
