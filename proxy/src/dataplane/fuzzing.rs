@@ -109,6 +109,11 @@ impl Fuzzer {
         Ok(frames)
     }
 
+    /// Everything that the program has counted frames as.
+    pub fn seen(&self) -> impl Iterator<Item = Counter> {
+        Counter::ALL.iter().zip(&self.counters).filter(|(_, count)| **count > 0).map(|(counter, _)| *counter)
+    }
+
     fn run_frame(&mut self, scene: &Scene, memory: &mut Memory, frame: &[u8]) -> Result<()> {
         let expected = reference::predict(scene, memory, frame);
         if let Some(bucket) = expected.bucket {

@@ -52,7 +52,7 @@ impl Packet<'_> {
             16 => Decision::Send { to, hop_limit: again, counter },
             15 => self.silence(),
             // A question: no, for there are no sockets here. It goes back to who asked.
-            asked if asked % 2 == 0 => match (self.sender, asked) {
+            asked if asked.is_multiple_of(2) => match (self.sender, asked) {
                 (None, _) => self.silence(),
                 (Some(_), 0) => Decision::Drop(Counter::HopLimit),
                 (Some(to), _) => Decision::Send {

@@ -1,6 +1,6 @@
 //! What is in the maps while an input's frames arrive.
 
-use proxy_common::maps::{COOKIES_OUT, Chain, DENY_ANY, NO_SLOT, Owner, SYN_COOKIES};
+use proxy_common::maps::{COOKIES_OUT, Chain, DENY_ANY, MAX_CHAIN, NO_SLOT, Owner, SYN_COOKIES};
 
 use super::{input::Input, pool};
 
@@ -38,7 +38,7 @@ impl Scene {
             octet if octet % 2 == 0 && is_member => own,
             octet => other(octet / 2),
         };
-        let chain: Vec<u8> = input.take(usize::from(input_length(bits))).iter().map(|octet| other(*octet)).collect();
+        let chain: Vec<u8> = input.take(chain_length(bits)).iter().map(|octet| other(*octet)).collect();
         let successor = input.octet();
         let flags = [(2, SYN_COOKIES), (3, COOKIES_OUT), (4, DENY_ANY)];
         Self {
@@ -60,8 +60,8 @@ impl Scene {
     }
 }
 
-/// Members of the chain, of the scene's first octet: none as often as all.
-fn input_length(bits: u8) -> u8 {
-    const LENGTHS: [u8; 8] = [0, 0, 0, 1, 2, 3, 4, 7];
+/// Members of the chain, by the scene's first octet.
+fn chain_length(bits: u8) -> usize {
+    const LENGTHS: [usize; 8] = [0, 0, 0, 1, 2, 3, 4, MAX_CHAIN];
     LENGTHS[usize::from(bits >> 5)]
 }

@@ -22,4 +22,9 @@ fn any_frame_against_any_table_is_treated_as_the_reference_says() {
         rng.fill_bytes(&mut input);
         frames += fuzzer.run(&input).unwrap_or_else(|error| panic!("after {frames} frames: {error:#}"));
     }
+    // Those that need sockets, a limit, or a driver that refuses.
+    let elsewhere = [Counter::Found, Counter::CookieSent, Counter::Limited, Counter::NoRoom];
+    let seen: Vec<Counter> = fuzzer.seen().chain(elsewhere).collect();
+    let unseen: Vec<_> = Counter::ALL.iter().filter(|counter| !seen.contains(counter)).collect();
+    assert!(unseen.is_empty(), "never came about: {unseen:?}");
 }

@@ -1,7 +1,10 @@
 //! What depends on this machine's sockets: who has a connection, and SYN cookies. With real sockets, in a network
 //! namespace of the test's own: the kernel looks them up there.
 
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::{
+    net::{SocketAddr, TcpListener, TcpStream, UdpSocket},
+    time::Instant,
+};
 
 use proxy_common::{
     maps::{COOKIES_OUT, SYN_COOKIES},
@@ -15,13 +18,24 @@ use crate::testing::{in_network_namespace, ip};
 fn with_sockets(name: &'static str, test: impl FnOnce(Fixture) + Send + 'static) {
     in_network_namespace(name, async move || {
         ip("link set lo up");
-        for address in ["10.77.0.100/32", "10.77.0.2/32", "fd77::100/128 nodad", "fd77::2/128 nodad"] {
+        for address in ["10.77.0.100/32", "10.77.0.2/32", "fd77::100/128", "fd77::2/128"] {
             ip(&format!("address add {address} dev lo"));
         }
+        until_usable(VIP6, CLIENT6);
+        until_usable(CLIENT6, VIP6);
         if let Some(fixture) = fixture() {
             test(fixture);
         }
     });
+}
+
+/// The kernel lets an IPv6 address be used, and has a way to it, only some time after it was added.
+fn until_usable(from: Ipv6Addr, to: Ipv6Addr) {
+    let began = Instant::now();
+    while UdpSocket::bind((from, 0)).and_then(|socket| socket.connect((to, 25))).is_err() {
+        assert!(began.elapsed() < Duration::from_secs(5), "{from} cannot reach {to}");
+        std::thread::yield_now();
+    }
 }
 
 /// A connection to the VIP's port 25 from the client's address and the given port.
