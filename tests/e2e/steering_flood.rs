@@ -29,7 +29,7 @@ const LONGEST_FLOOD_S: &str = "60";
 const SHARE: f64 = 0.9;
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Two looks of the daemon, and the time to ask five of them on a busy machine.
-const ON_LIMIT: Duration = Duration::from_secs(5);
+const ON_LIMIT: Duration = Duration::from_secs(10);
 /// The switch waits ten seconds for the flood to return.
 const OFF_LIMIT: Duration = Duration::from_secs(20);
 const KNOWN_LIMIT: Duration = Duration::from_secs(1);
@@ -37,7 +37,7 @@ const SILENCE: Duration = Duration::from_millis(300);
 
 /// A real flood comes from other machines; here its generator, the switch and all front ends share the processors. So the
 /// figure that the flood is compared with is taken while the same generator floods another machine on the same switch:
-/// the processors do the same work then, but that of the pool. It stays on one of them, at the lowest priority.
+/// the processors do the same work then, but that of the pool. It stays on one of them, at a low priority.
 fn honest_users_hardly_notice(lab: &Lab) -> anyhow::Result<()> {
     let stage = Stage::new(lab)?;
     let routes = Routes::add(lab)?;
@@ -91,7 +91,7 @@ impl Flood {
         let program = tool("flood")?.display().to_string();
         let (from, to) = (text(lab.mac("client")?), text(to));
         let [v4, v6] = targets.map(|target| SocketAddr::new(target, 25).to_string());
-        let argv = ["taskset", "--cpu-list", "0", "nice", "-n", "19", &program, "--from", &from, "--to", &to];
+        let argv = ["taskset", "--cpu-list", "0", "nice", "-n", "10", &program, "--from", &from, "--to", &to];
         let rest = ["--target", &v4, "--target", &v6, "--seconds", LONGEST_FLOOD_S];
         Ok(Self(lab.spawn("client", &[&argv[..], &rest].concat())?))
     }
