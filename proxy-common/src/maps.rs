@@ -35,6 +35,10 @@ pub const BUCKETS: u32 = 1 << BUCKET_BITS;
 pub const HALVES: u32 = 2;
 /// Front ends of one pool at the most.
 pub const MAX_MEMBERS: u32 = 120;
+/// Interfaces of one front end that packets are steered on, at the most.
+pub const MAX_INTERFACES: u32 = 4;
+/// Keys of `PEERS` at the most: each member of either half by the address of each of its interfaces.
+pub const MAX_PEERS: u32 = HALVES * MAX_MEMBERS * MAX_INTERFACES;
 /// Slots of `MEMBERS` in one half.
 pub const SLOTS: u32 = 128;
 /// Virtual addresses at the most.

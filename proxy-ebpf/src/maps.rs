@@ -9,7 +9,7 @@ use proxy_common::{
     hash::SteeringKey,
     maps::{
         AddressKey, BUCKETS, Chain, Control, Counter, DENY_WORDS, FragmentKey, HALVES, Interface, MAX_DENIED,
-        MAX_FRAGMENTS, MAX_MEMBERS, MAX_VIPS, MMAPABLE, Member, NEW_CONNECTION_SLOTS, NO_PREALLOC, Owner, PeerSlots,
+        MAX_FRAGMENTS, MAX_PEERS, MAX_VIPS, MMAPABLE, Member, NEW_CONNECTION_SLOTS, NO_PREALLOC, Owner, PeerSlots,
         SERVICE_SLOTS, SLOTS, Service, TableState,
     },
 };
@@ -34,7 +34,7 @@ pub static MEMBERS: Array<Member> = Array::pinned(HALVES * SLOTS, MMAPABLE);
 /// The other front ends, by the MAC address or the outer address of what they send: whose questions are answered, and
 /// whose encapsulated packets are taken.
 #[map]
-pub static PEERS: HashMap<AddressKey, PeerSlots> = HashMap::pinned(4 * MAX_MEMBERS, 0);
+pub static PEERS: HashMap<AddressKey, PeerSlots> = HashMap::pinned(MAX_PEERS, 0);
 
 #[map]
 pub static VIPS: HashMap<AddressKey, u32> = HashMap::pinned(MAX_VIPS, 0);

@@ -155,7 +155,7 @@ pub enum SteerCommand {
         after_help = "The program is run on a SYN and on an ACK made for the connection; nothing is sent. The two packets are counted.\n\nExamples:\n  autocluster steer trace 192.0.2.1:40000 10.77.0.100:25\n  autocluster steer trace '[2001:db8::1]:40000' '[fd77::100]:993' --json"
     )]
     Trace(TraceArgs),
-    /// Detach the XDP program from its interface and remove its pinned maps
+    /// Detach the XDP program from its interfaces and remove its pinned maps
     #[command(
         after_help = "The program goes on steering when the daemon ends, so that a restart loses no packet. This takes it off for good.\n\nExample:\n  autocluster steer detach --config /etc/autocluster/autocluster.toml"
     )]

@@ -9,12 +9,12 @@ use std::{
     time::Duration,
 };
 
-use proxy_common::hash::SteeringKey;
+use proxy_common::{hash::SteeringKey, maps::MAX_INTERFACES};
 
 use crate::{dataplane::Mode, pki};
 
 pub use abuse::Abuse;
-pub use reader::{Problem, Problems, Reader, Table};
+pub use reader::{OneOrMore, Problem, Problems, Reader, Table};
 
 /// Where the control socket is unless the configuration says otherwise.
 pub const DEFAULT_CONTROL_SOCKET: &str = "/run/autocluster/control.sock";
@@ -69,7 +69,8 @@ pub struct Pool {
 /// Where packets are steered.
 #[derive(Debug, Clone)]
 pub struct Steering {
-    pub interface: String,
+    /// At least one; the first one's address is where the other front ends send packets.
+    pub interfaces: Vec<String>,
     pub mode: Mode,
     pub bpffs: PathBuf,
     /// UDP port of packets between front ends of different segments.
@@ -235,12 +236,7 @@ fn read_pool_key(reader: &mut Reader, table: &Table<'_>, path: &Path) -> Option<
 
 fn steering(reader: &mut Reader, root: &mut Table<'_>) -> Option<Steering> {
     let mut table = reader.table(root, "steering");
-    let interface: Option<String> = reader.required(&mut table, "interface");
-    if let Some(name) = &interface
-        && nix::net::if_::if_nametoindex(name.as_str()).is_err()
-    {
-        reader.fault(&table, "interface", format!("there is no interface {name} (ip link lists them)"));
-    }
+    let interfaces = interfaces(reader, &mut table);
     let bpffs = reader.or(&mut table, "bpffs", PathBuf::from(DEFAULT_BPFFS));
     let mode: String = reader.or(&mut table, "mode", Mode::Auto.name().to_owned());
     let known = [Mode::Auto, Mode::Driver, Mode::Generic].into_iter().find(|known| known.name() == mode);
@@ -253,7 +249,24 @@ fn steering(reader: &mut Reader, root: &mut Table<'_>) -> Option<Steering> {
         reader.fault(&table, "weight", "should be at least 1");
     }
     reader.close(table);
-    Some(Steering { interface: interface?, mode: known?, bpffs, encapsulation_port, weight })
+    Some(Steering { interfaces: interfaces?, mode: known?, bpffs, encapsulation_port, weight })
+}
+
+/// One name, or a list of them.
+fn interfaces(reader: &mut Reader, table: &mut Table<'_>) -> Option<Vec<String>> {
+    let OneOrMore::<String>(names) = reader.required(table, "interface")?;
+    if names.is_empty() || names.len() > MAX_INTERFACES as usize {
+        reader.fault(table, "interface", format!("should name 1 to {MAX_INTERFACES} interfaces"));
+    }
+    for (n, name) in names.iter().enumerate() {
+        if nix::net::if_::if_nametoindex(name.as_str()).is_err() {
+            reader.fault(table, "interface", format!("there is no interface {name} (ip link lists them)"));
+        }
+        if names[..n].contains(name) {
+            reader.fault(table, "interface", format!("names {name} twice"));
+        }
+    }
+    Some(names)
 }
 
 #[allow(clippy::option_option, reason = "outer: is the table right; inner: is it there")]

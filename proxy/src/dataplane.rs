@@ -16,7 +16,7 @@ use std::{
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use aya::{
-    Ebpf, EbpfLoader, Pod,
+    Ebpf, EbpfLoader, Pod, VerifierLogLevel,
     maps::{HashMap, MapData, PerCpuArray},
     programs::{TestRun, TestRunOptions, Xdp},
 };
@@ -24,24 +24,26 @@ use nix::time::{ClockId, clock_getres};
 use proxy_common::{
     hash::SteeringKey,
     maps::{
-        self, AddressKey, BUCKETS, Chain, Control, Counter, HALVES, Interface, MAX_MEMBERS, Member, NO_SLOT, Owner,
-        PeerSlots, SERVICE_SLOTS, SLOTS, Service, TableState, VIP_OWNED,
+        self, AddressKey, BUCKETS, Chain, Control, Counter, HALVES, Interface, MAX_MEMBERS, Member, Owner,
+        SERVICE_SLOTS, SLOTS, Service, TableState, VIP_OWNED,
     },
 };
 use proxy_core::steering::{Plan, services};
 
 pub use self::attach::Mode;
 pub use self::deny::DenyMaps;
-use self::mapped::Mapped;
+use self::{mapped::Mapped, peers::Peers};
 
 mod abuse;
 mod attach;
 #[cfg(feature = "bench")]
 pub mod bench;
 pub mod deny;
+mod explain;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzzing;
 mod mapped;
+mod peers;
 
 static PROGRAM: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/autocluster-xdp"));
 const PROGRAM_NAME: &str = "autocluster";
@@ -97,8 +99,7 @@ pub struct Dataplane {
     members: Mapped<Member>,
     services: Mapped<Service>,
     clock: Mapped<u64>,
-    /// Slots of the other members in either half, by the keys of `PEERS`.
-    peers: [BTreeMap<AddressKey, u8>; HALVES as usize],
+    peers: Peers,
 }
 
 struct Instance {
@@ -126,8 +127,14 @@ impl Dataplane {
     pub fn open(settings: &Settings) -> Result<Self> {
         attach::check_bpffs(&settings.bpffs)?;
         let pins = attach::maps(settings);
+        let taken_over = pins.exists();
         fs::create_dir_all(&pins).with_context(|| format!("failed to create {}", pins.display()))?;
-        Self::load(&pins, settings)
+        let loaded = Self::load(&pins, settings);
+        if loaded.is_err() && !taken_over {
+            // Some maps were made and pinned before the kernel refused the next one.
+            fs::remove_dir_all(&pins).with_context(|| format!("failed to remove {}", pins.display()))?;
+        }
+        loaded
     }
 
     /// Attaches the program to its interfaces. Where it cannot be, nothing stays behind.
@@ -140,7 +147,7 @@ impl Dataplane {
         let has_table = self.control.read(0).table != TableState::NONE.0;
         let result = self.attach_where(|settings, interface| has_table || !attach::is_attached(settings, interface));
         if result.is_err() {
-            detach(&self.settings)?;
+            attach::remove_all(&self.settings, &self.interfaces())?;
         }
         result
     }
@@ -154,9 +161,13 @@ impl Dataplane {
             }
         }
         if self.programs.iter().all(|instance| instance.attached.is_some()) {
-            attach::remove_other_versions(&settings)?;
+            attach::remove_leftovers(&settings)?;
         }
         Ok(())
+    }
+
+    fn interfaces(&self) -> Vec<&str> {
+        self.settings.interfaces.iter().map(|interface| interface.name.as_str()).collect()
     }
 
     /// How the program runs at each interface.
@@ -182,7 +193,7 @@ impl Dataplane {
             clock: Mapped::new(first, maps::CLOCK, 1)?,
             control,
             settings: settings.clone(),
-            peers: Default::default(),
+            peers: Peers::default(),
             programs,
         };
         dataplane.begin();
@@ -221,7 +232,8 @@ impl Dataplane {
         ensure!(plan.owners.len() == buckets && plan.chains.len() == buckets, "the plan is no whole table");
         let state = TableState(self.control.read(0).table);
         let half = if state != TableState::NONE && state.half() == 0 { 1 } else { 0 };
-        self.set_peers(half, plan, members)?;
+        self.peers.set_half(half, plan.own_slot, members);
+        self.write_peers()?;
         for slot in 0..SLOTS as usize {
             self.members.write(half * SLOTS as usize + slot, members.get(slot).copied().unwrap_or_default());
         }
@@ -234,14 +246,16 @@ impl Dataplane {
         Ok(())
     }
 
-    /// Declares who the other members are, by what their packets come from. A slot of the half in force stays known until the
-    /// next table.
-    fn set_peers(&mut self, half: usize, plan: &Plan, members: &[Member]) -> Result<()> {
-        let others = (0_u8..).zip(members).filter(|(slot, _)| *slot != plan.own_slot);
-        self.peers[half] = others.flat_map(|(slot, member)| key_of(member).map(move |key| (key, slot))).collect();
-        let slot = |half: usize, key: &AddressKey| self.peers[half].get(key).copied().unwrap_or(NO_SLOT);
-        let keys: BTreeSet<AddressKey> = self.peers.iter().flat_map(|half| half.keys().copied()).collect();
-        let entries: Vec<_> = keys.iter().map(|key| (*key, PeerSlots::new([slot(0, key), slot(1, key)]).0)).collect();
+    /// Declares from which further MAC addresses a member may send packets on, by the one that packets are sent to.
+    ///
+    /// # Errors
+    /// A map update was refused.
+    pub fn set_more_macs(&mut self, macs: impl IntoIterator<Item = ([u8; 6], Vec<[u8; 6]>)>) -> Result<()> {
+        if self.peers.set_more_macs(macs) { self.write_peers() } else { Ok(()) }
+    }
+
+    fn write_peers(&mut self) -> Result<()> {
+        let entries = self.peers.entries();
         reconcile::<AddressKey>(self.ebpf()?, maps::PEERS, entries.into_iter())
     }
 
@@ -324,12 +338,14 @@ impl Dataplane {
         Counter::ALL.iter().map(read).collect()
     }
 
-    /// The program's reader of its own log (exceptions only), to be drained whenever it is readable.
+    /// The programs' readers of their own logs (exceptions only), to be drained whenever they are readable.
     ///
     /// # Errors
-    /// The program has no log.
-    pub fn logger(&mut self) -> Result<ProgramLog> {
-        aya_log::EbpfLogger::init(self.ebpf()?).map_err(|e| anyhow!("failed to open the XDP program's log: {e}"))
+    /// A program has no log.
+    pub fn loggers(&mut self) -> Result<Vec<ProgramLog>> {
+        let logger = |instance: &mut Instance| aya_log::EbpfLogger::init(&mut instance.ebpf);
+        let loggers = self.programs.iter_mut().map(logger).collect::<Result<_, _>>();
+        loggers.map_err(|e| anyhow!("failed to open the XDP program's log: {e}"))
     }
 
     /// What the kernel does with one packet (`BPF_PROG_TEST_RUN`).
@@ -346,17 +362,13 @@ impl Dataplane {
     }
 }
 
-/// Detaches the program from its interfaces and forgets its maps. Packets are no longer steered.
+/// Detaches the program from all its interfaces and forgets its maps. Packets are no longer steered. Returns the
+/// interfaces that it was attached to. `interfaces`: those where the first version may have left one.
 ///
 /// # Errors
 /// A pin could not be removed.
-pub fn detach(settings: &Settings) -> Result<bool> {
-    let root = attach::root(settings);
-    if !root.exists() {
-        return Ok(false);
-    }
-    fs::remove_dir_all(&root).with_context(|| format!("failed to remove the pins in {}", root.display()))?;
-    Ok(true)
+pub fn detach(settings: &Settings, interfaces: &[&str]) -> Result<Vec<String>> {
+    attach::remove_all(settings, interfaces)
 }
 
 /// True if this machine lets us load XDP programs; otherwise why not, in one line.
@@ -376,10 +388,12 @@ fn load_one(pins: &Path, interface: &InterfaceSettings) -> Result<Instance> {
     let mut ebpf = EbpfLoader::new()
         .default_map_pin_directory(pins)
         .override_global(maps::INTERFACE, &facts, true)
+        // Complaints only. The log of every step would be megabytes, for which the program is verified again and again.
+        .verifier_log_level(VerifierLogLevel::STATS)
         .load(PROGRAM)
-        .map_err(|e| explain_load(anyhow!(e)))?;
+        .map_err(explain::object)?;
     for name in [PROGRAM_NAME, CLOCK_NAME] {
-        program(&mut ebpf, name)?.load().map_err(|e| explain_load(anyhow!(e)))?;
+        program(&mut ebpf, name)?.load().map_err(explain::program)?;
     }
     Ok(Instance { ebpf, interface: interface.name.clone(), attached: None })
 }
@@ -409,25 +423,6 @@ fn address_key(address: IpAddr) -> AddressKey {
         IpAddr::V4(v4) => maps::mapped_v4(v4.octets()),
         IpAddr::V6(v6) => v6.octets(),
     }
-}
-
-/// What a member's packets come from: its MAC address, or its outer address.
-fn key_of(member: &Member) -> Option<AddressKey> {
-    let [a, b, c, d, ..] = member.outer_destination;
-    match member.flags & (maps::MEMBER_PRESENT | maps::MEMBER_BY_V4 | maps::MEMBER_BY_V6) {
-        0 => None,
-        flags if flags & maps::MEMBER_BY_V4 != 0 => Some(maps::mapped_v4([a, b, c, d])),
-        flags if flags & maps::MEMBER_BY_V6 != 0 => Some(member.outer_destination),
-        _ => Some(maps::mac_key(member.mac)),
-    }
-}
-
-fn explain_load(error: anyhow::Error) -> anyhow::Error {
-    let text = format!("{error:#}");
-    if text.contains("Operation not permitted") || text.contains("os error 1)") {
-        return anyhow!("loading the XDP program is not permitted: run as root, or with CAP_BPF and CAP_NET_ADMIN");
-    }
-    error.context("the kernel refused the XDP program or its maps")
 }
 
 /// Makes a hash map hold exactly these entries, touching only those that differ.

@@ -149,10 +149,13 @@ fn make_certificates(command: PkiCommand) -> Result<()> {
 
 fn detach(args: &ConfigArgs) -> Result<()> {
     let config = config::load(&args.config)?;
-    let interface = &config.steering.interface;
-    if dataplane::detach(&run::dataplane_settings(&config))? {
-        say(&format!("{interface}: detached; its packets are no longer steered"))
-    } else {
-        say(&format!("{interface}: nothing was attached"))
+    let interfaces: Vec<&str> = config.steering.interfaces.iter().map(String::as_str).collect();
+    let detached = dataplane::detach(&run::dataplane_settings(&config), &interfaces)?;
+    for interface in &detached {
+        say(&format!("{interface}: detached; its packets are no longer steered"))?;
     }
+    for interface in interfaces.iter().filter(|name| !detached.iter().any(|detached| detached == *name)) {
+        say(&format!("{interface}: nothing was attached"))?;
+    }
+    Ok(())
 }

@@ -17,7 +17,6 @@ use proxy_core::{
 
 use crate::{
     control::{Request, Response, SteerRequest, WeightRequest},
-    dataplane::Mode,
     drivers::{
         abuse::Abuse,
         cluster::Cluster,
@@ -43,7 +42,7 @@ pub struct Operator {
     pub abuse: Abuse,
     pub weight: WeightStore,
     pub key: SteeringKey,
-    /// Of the interface that packets are steered on.
+    /// Of the first interface that packets are steered on.
     pub mac: MacAddress,
 }
 
@@ -108,8 +107,7 @@ impl Operator {
         let snapshot = std::sync::Arc::clone(&self.steering.snapshot().borrow());
         let member = |node: &Node| steer_member(node, node.name == view.me, &snapshot);
         SteerShow {
-            interface: self.reporter.interface.clone(),
-            mode: self.mode().to_owned(),
+            interfaces: self.reporter.interfaces(),
             table_version: snapshot.version,
             settling: !snapshot.settled,
             connections: snapshot.connections,
@@ -117,13 +115,6 @@ impl Operator {
             members: view.members.iter().map(member).collect(),
             vips: view.own_vips().collect(),
         }
-    }
-
-    /// The interface has one program, so one mode.
-    fn mode(&self) -> &'static str {
-        let dataplane = self.dataplane.lock();
-        let mode = dataplane.attachments().find_map(|(_, mode)| mode);
-        mode.map_or("not attached", Mode::name)
     }
 
     fn stats(&self) -> Result<SteerStats> {

@@ -15,6 +15,7 @@ use proxy_core::directory::Counts;
 use tokio::sync::watch;
 
 use crate::{
+    dataplane::Mode,
     drivers::{
         abuse::Abuse,
         cluster::{ClusterStats, View},
@@ -27,6 +28,7 @@ use crate::{
     status::{
         DirectoryStatus, MemberStatus, NodeStatus, ScannerStatus, SourceStatus, Status, SteeringStatus, VipStatus,
         abuse::AbuseStatus,
+        steering::{InterfaceStatus, NOT_ATTACHED},
     },
     transport::TransportStats,
     weight::WeightStore,
@@ -37,7 +39,6 @@ use crate::{
 pub struct Reporter {
     pub started: Instant,
     pub name: String,
-    pub interface: String,
     pub view: watch::Receiver<Arc<View>>,
     pub directory: SharedDirectory,
     pub scanner: Scanner,
@@ -80,7 +81,7 @@ impl Reporter {
             sources,
             scanner,
             steering: SteeringStatus {
-                interface: self.interface.clone(),
+                interfaces: self.interfaces(),
                 settled: steering.settled,
                 connections: steering.connections,
                 strays: steering.strays,
@@ -89,6 +90,17 @@ impl Reporter {
             abuse: self.abuse.status(),
             sessions: sessions.map(|p| (p.name().to_owned(), self.metrics.open_sessions(p))).into_iter().collect(),
         })
+    }
+
+    /// Where and how the program runs.
+    #[must_use]
+    pub fn interfaces(&self) -> Vec<InterfaceStatus> {
+        let dataplane = self.dataplane.lock();
+        let status = |(name, mode): (&str, Option<Mode>)| InterfaceStatus {
+            name: name.to_owned(),
+            mode: mode.map_or(NOT_ATTACHED, Mode::name).to_owned(),
+        };
+        dataplane.attachments().map(status).collect()
     }
 
     async fn scanner_status(&self) -> ScannerStatus {

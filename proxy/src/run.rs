@@ -40,7 +40,7 @@ use crate::{
     },
     io as sockets,
     metrics::Protocol,
-    netdev::{self, Interface},
+    netdev::{self, Interface, Segment},
     relay::Relay,
     scanner::Scanner,
     tls,
@@ -74,7 +74,7 @@ struct Prepared {
     front_ends: watch::Sender<Vec<SocketAddr>>,
     dataplane: SharedDataplane,
     abuse: (Abuse, abuse::Maps),
-    logger: ProgramLog,
+    loggers: Vec<ProgramLog>,
     announcer: Announcer,
     steering: steering::Settings,
     weight: WeightStore,
@@ -153,43 +153,56 @@ fn acceptor(config: &Config) -> Result<Option<TlsAcceptor>> {
 
 /// Binds and opens what serving needs. The XDP program is attached last: from then on packets are steered.
 async fn prepare(config: &Config, identity: &Identity, with_tls: bool) -> Result<Prepared> {
-    let interface = netdev::interface(&config.steering.interface).await.context("steering.interface")?;
+    let segment = Segment::read(&config.steering.interfaces).await.context("steering.interface")?;
     let weight = WeightStore::new(&config.node.state_dir, config.steering.weight);
-    let here = Here { address: config.pool.listen.ip(), networks: interface.addresses.clone() };
-    let me = own_node(identity.own(), config.pool.listen, interface.mac, weight.load().weight)?;
+    let here = Here { address: config.pool.listen.ip(), networks: segment.networks() };
+    let me = own_node(identity.own(), config.pool.listen, &segment.macs(), weight.load().weight)?;
     let me = Node { on_vip_segment: config.pool.vips.iter().any(|vip| here.is_near(*vip)), ..me };
     let sockets = bind(config, identity, with_tls)?;
-    let announcer = Announcer::open(interface.index, interface.mac)?;
+    let announcer = Announcer::open(segment.voices())?;
     // Only the owner of a VIP answers for it, and that is the XDP program's business, not the kernel's.
-    netdev::restrict_arp(&config.steering.interface).context("steering.interface")?;
+    segment.prepare().context("steering.interface")?;
     let (front_ends, front_ends_seen) = watch::channel(vec![config.pool.listen]);
     let directory = DirectoryDriver::open(&config.node.state_dir, front_ends_seen).context("node.state_dir")?;
     let settings = Settings::new(config.pool.seeds.clone(), config.pool.vips.clone())?;
-    let (dataplane, logger) = prepare_dataplane(config, &interface, with_tls)?;
+    let (dataplane, loggers) = prepare_dataplane(config, &segment, with_tls)?;
     let dataplane = SharedDataplane::new(dataplane);
     let abuse = Abuse::open(&config.node.name, &config.node.state_dir, config.abuse, dataplane.clone())?;
-    let link =
-        Link { index: interface.index, mtu: interface.mtu, encapsulation_port: config.steering.encapsulation_port };
+    let encapsulation_port = config.steering.encapsulation_port;
+    let link = Link { indexes: segment.routed(), mtu: segment.mtu(), encapsulation_port };
     let services = listening_sockets(&sockets.listeners)?;
     let steering = steering::Settings { key: config.pool.key, vips: config.pool.vips.clone(), services, here, link };
-    Ok(Prepared { me, settings, sockets, directory, front_ends, dataplane, abuse, logger, announcer, steering, weight })
+    Ok(Prepared {
+        me,
+        settings,
+        sockets,
+        directory,
+        front_ends,
+        dataplane,
+        abuse,
+        loggers,
+        announcer,
+        steering,
+        weight,
+    })
 }
 
-fn prepare_dataplane(config: &Config, interface: &Interface, with_tls: bool) -> Result<(Dataplane, ProgramLog)> {
-    let interface = InterfaceSettings {
+fn prepare_dataplane(config: &Config, segment: &Segment, with_tls: bool) -> Result<(Dataplane, Vec<ProgramLog>)> {
+    let interface = |interface: &Interface| InterfaceSettings {
         name: interface.name.clone(),
         mac: interface.mac,
         mtu: u16::try_from(interface.mtu).unwrap_or(u16::MAX),
     };
-    let settings = dataplane::Settings { interfaces: vec![interface], ..dataplane_settings(config) };
+    let interfaces = segment.interfaces().iter().map(interface).collect();
+    let settings = dataplane::Settings { interfaces, ..dataplane_settings(config) };
     let mut dataplane = Dataplane::open(&settings)?;
     // Whatever an earlier daemon owned may be another's by now.
     let unowned = config.pool.vips.iter().map(|vip| (*vip, false));
     dataplane.set_vips(unowned).context("failed to declare the virtual addresses")?;
     dataplane.set_services(services(config, with_tls)).context("failed to declare the services")?;
-    let logger = dataplane.logger()?;
+    let loggers = dataplane.loggers()?;
     dataplane.attach()?;
-    Ok((dataplane, logger))
+    Ok((dataplane, loggers))
 }
 
 /// What the dataplane needs of the configuration; the interfaces are not looked at.

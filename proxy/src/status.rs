@@ -14,6 +14,7 @@ pub mod steering;
 
 use abuse::AbuseStatus;
 use drain::{DrainState, DrainStatus, WeightStatus};
+use steering::InterfaceStatus;
 
 /// A front end, its pool and what it serves.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -107,7 +108,7 @@ pub struct ScannerStatus {
 /// The XDP program.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct SteeringStatus {
-    pub interface: String,
+    pub interfaces: Vec<InterfaceStatus>,
     /// Every member has told which connections it has.
     pub settled: bool,
     /// This front end's connections that have not ended.
@@ -150,11 +151,12 @@ impl fmt::Display for Status {
         writeln!(f, "Sessions:  {}", sessions.join(", "))?;
         let counters = self.steering.counters.iter().filter(|(_, n)| **n > 0);
         let counters: Vec<_> = counters.map(|(name, n)| format!("{name} {n}")).collect();
-        let SteeringStatus { interface, settled, connections, strays, .. } = &self.steering;
+        let SteeringStatus { interfaces, settled, connections, strays, .. } = &self.steering;
+        let interfaces = steering::interfaces(interfaces);
         let settling = if *settled { "" } else { ", settling" };
         writeln!(
             f,
-            "Steering:  {interface}: {connections} connections, {strays} of them in others' buckets{settling}"
+            "Steering:  {interfaces}: {connections} connections, {strays} of them in others' buckets{settling}"
         )?;
         let AbuseStatus { denied_prefixes, limit, cookies } = &self.abuse;
         writeln!(f, "Denied:    {denied_prefixes} prefixes")?;
@@ -230,7 +232,7 @@ mod tests {
     #[test]
     fn json_is_flat_where_people_script() {
         let steering = SteeringStatus {
-            interface: "eth0".into(),
+            interfaces: vec![InterfaceStatus { name: "eth0".into(), mode: "generic".into() }],
             settled: true,
             connections: 3,
             strays: 0,
@@ -240,6 +242,7 @@ mod tests {
         assert_eq!((&json["own_new_connections"], &json["connections"]), (&7.into(), &3.into()));
         let read: SteeringStatus = serde_json::from_value(json).unwrap();
         assert_eq!((read.connections, read.counters), (3, steering.counters));
+        assert_eq!(steering::interfaces(&read.interfaces), "eth0 (generic: slow)");
     }
 
     #[test]

@@ -17,6 +17,7 @@ mod steering_apart;
 mod steering_crowd;
 mod steering_flood;
 mod steering_handmade;
+mod steering_interfaces;
 mod steering_restart;
 
 use std::path::Path;
@@ -91,6 +92,7 @@ fn main() -> ExitCode {
         (Pool::Usual, injection::TESTS),
         (Pool::Usual, directory::TESTS),
         (Pool::Usual, steering::TESTS),
+        (Pool::Usual, steering_interfaces::TESTS),
         (Pool::Usual, abuse::TESTS),
         (Pool::Usual, failures::TESTS),
         (Pool::Usual, bad_config::TESTS),

@@ -79,6 +79,28 @@ fn what_is_missing_is_named() {
 }
 
 #[test]
+fn one_interface_or_several_are_named() {
+    let files = Files::new();
+    let with = |value: &str| files.load(&GOOD.replace("\"lo\"", value));
+    assert_eq!(with("\"lo\"").unwrap().steering.interfaces, ["lo"]);
+    assert_eq!(with("[\"lo\"]").unwrap().steering.interfaces, ["lo"]);
+    for (value, faults) in [
+        ("[]", &["1 to 4"][..]),
+        ("[\"lo\", \"lo\"]", &["lo twice"]),
+        ("[\"lo\", \"nosuch0\", \"nosuch1\"]", &["nosuch0", "nosuch1"]),
+        ("3", &["a string"]),
+        ("[\"lo\", 3]", &["a string"]),
+    ] {
+        let problems = with(value).unwrap_err().problems;
+        assert_eq!(problems.len(), faults.len(), "{value}: {problems:?}");
+        for (problem, word) in problems.iter().zip(faults) {
+            assert_eq!((problem.line, problem.key.as_str()), (Some(13), "steering.interface"));
+            assert!(problem.fault.contains(word), "{value}: {}", problem.fault);
+        }
+    }
+}
+
+#[test]
 fn limits_are_read_and_checked() {
     let (files, line) = (Files::new(), GOOD.lines().count() + 2);
     let config = files.load(&format!("{GOOD}[abuse]\nnew_connections_per_second = 0\nprefix_v6 = 64\n")).unwrap();

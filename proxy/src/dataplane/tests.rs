@@ -7,9 +7,11 @@ mod family;
 mod fragments;
 mod fuzzed;
 mod icmp;
+mod interfaces;
 mod malformed;
 mod neighbours;
 mod packets;
+mod refusals;
 mod sockets;
 mod steering;
 mod takeover;
@@ -150,8 +152,13 @@ fn fixture() -> Option<Fixture> {
     Some(begin(dataplane))
 }
 
-/// Declares what all tests have in common.
 fn begin(mut dataplane: Dataplane) -> Fixture {
+    let plan = declare(&mut dataplane);
+    Fixture { dataplane: ManuallyDrop::new(dataplane), plan }
+}
+
+/// Declares what all tests have in common; the plan in force.
+fn declare(dataplane: &mut Dataplane) -> Plan {
     dataplane.set_vips([(VIP4.into(), true), (OTHER_VIP4.into(), false), (VIP6.into(), true)]).unwrap();
     dataplane.set_services([(VIP4.into(), 25), (OTHER_VIP4.into(), 25), (VIP6.into(), 25)]).unwrap();
     dataplane.set_network(&network());
@@ -161,7 +168,7 @@ fn begin(mut dataplane: Dataplane) -> Fixture {
         dataplane.apply_table(&plan, &members()).unwrap();
     }
     dataplane.keep_alive(Duration::from_secs(600)).unwrap();
-    Fixture { dataplane: ManuallyDrop::new(dataplane), plan }
+    plan
 }
 
 fn network() -> Network {

@@ -185,7 +185,7 @@ mod tests {
             ip("link set vb up");
             let (va, vb) = (netdev::interface("va").await.unwrap(), netdev::interface("vb").await.unwrap());
             let tap = announce::tests::tap(vb.index);
-            let announcer = Announcer::open(va.index, va.mac).unwrap();
+            let announcer = Announcer::open(vec![(va.index, va.mac)]).unwrap();
             let (views, receiver) = watch::channel(Arc::new(view(&["fe1", "fe2"], &[1])));
             let running = tokio::spawn(run(announcer, receiver));
             let seen = async |vip: u8| {

@@ -15,19 +15,25 @@ use rtnetlink::{
 
 use super::{MacAddress, host_prefix, netlink_error, with_netlink};
 
-/// Finds the next hop's Ethernet address for each destination, by the routes that leave through the interface and its
-/// neighbours. A destination without a route, or whose next hop the kernel has not found yet, is left out.
+/// Finds the next hop's Ethernet address for each destination, by the routes that leave through one of the interfaces and
+/// its neighbours; the first interface that has both is believed. A destination without a route, or whose next hop the
+/// kernel has not found yet, is left out.
 ///
 /// # Errors
 /// The kernel does not list its neighbours.
-pub async fn next_hops(interface: u32, destinations: &[IpAddr]) -> Result<BTreeMap<IpAddr, MacAddress>> {
+pub async fn next_hops(interfaces: &[u32], destinations: &[IpAddr]) -> Result<BTreeMap<IpAddr, MacAddress>> {
     with_netlink(async |handle| {
-        let neighbours = neighbours(&handle, interface).await?;
         let mut found = BTreeMap::new();
-        for destination in destinations {
-            let hop = next_hop(&handle, interface, *destination).await;
-            if let Some(mac) = hop.and_then(|hop| neighbours.get(&hop)) {
-                found.insert(*destination, *mac);
+        for interface in interfaces {
+            let neighbours = neighbours(&handle, *interface).await?;
+            for destination in destinations {
+                if found.contains_key(destination) {
+                    continue;
+                }
+                let hop = next_hop(&handle, *interface, *destination).await;
+                if let Some(mac) = hop.and_then(|hop| neighbours.get(&hop)) {
+                    found.insert(*destination, *mac);
+                }
             }
         }
         Ok(found)
@@ -121,13 +127,16 @@ mod tests {
             let address = |text: &str| text.parse::<IpAddr>().unwrap();
             let asked = ["10.78.0.21", "10.77.0.12", "10.79.0.1", "fd78::21", "10.77.0.13", "10.80.0.1", "192.0.2.1"]
                 .map(address);
-            let found = next_hops(index, &asked).await.unwrap();
+            let found = next_hops(&[index], &asked).await.unwrap();
             let last = |text| found.get(&address(text)).map(|mac| mac[5]);
             assert_eq!(last("10.78.0.21"), Some(0x01), "through the gateway");
             assert_eq!(last("10.77.0.12"), Some(0x12), "on the link");
             assert_eq!(last("10.79.0.1"), Some(0x06), "through a gateway of the other family");
             assert_eq!(last("fd78::21"), Some(0x06));
             assert_eq!(found.len(), 4, "{found:?}: not resolved, another interface, no route");
+            let second = netdev::interface("vc").await.unwrap().index;
+            let found = next_hops(&[index, second], &["10.80.0.1", "10.78.0.21"].map(address)).await.unwrap();
+            assert_eq!(found.values().map(|mac| mac[5]).collect::<Vec<_>>(), [0x01, 0x80], "either has its own");
         });
     }
 }

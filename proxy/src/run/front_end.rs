@@ -65,7 +65,7 @@ impl FrontEnd {
             front_ends,
             dataplane,
             abuse: (abuse, deny_maps),
-            logger,
+            loggers,
             announcer,
             steering,
             weight,
@@ -98,7 +98,6 @@ impl FrontEnd {
         let reporter = Reporter {
             started,
             name: config.node.name.clone(),
-            interface: config.steering.interface.clone(),
             view: cluster.view(),
             directory: directory.directory(),
             scanner,
@@ -122,11 +121,11 @@ impl FrontEnd {
         let mut background = vec![
             tokio::spawn(tell_front_ends(cluster.view(), front_ends)),
             tokio::spawn(announcer::run(announcer, cluster.view())),
-            tokio::spawn(log_exceptions(logger)),
             tokio::spawn(Arc::clone(&directory).run(streams.directory)),
             tokio::spawn(gossip::run(cluster.clone(), directory.directory(), digests)),
             tokio::spawn(control.run(move |request| operator.clone().answer(request))),
         ];
+        background.extend(loggers.into_iter().map(|logger| tokio::spawn(log_exceptions(logger))));
         background.extend(defence);
         Self { cluster, steering, steered, listening, directory, abuse, transport, background }
     }

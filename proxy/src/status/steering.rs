@@ -8,13 +8,35 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use super::{drain::connections, share, table};
+use crate::dataplane::Mode;
+
+/// Of an interface whose packets another version's program steers until this one has a table.
+pub const NOT_ATTACHED: &str = "not attached";
+
+/// An interface that packets are steered on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InterfaceStatus {
+    pub name: String,
+    /// How the program runs there: `driver`, `generic` (which is slow), or [`NOT_ATTACHED`].
+    pub mode: String,
+}
+
+impl fmt::Display for InterfaceStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let slow = if self.mode == Mode::Generic.name() { ": slow" } else { "" };
+        write!(f, "{} ({}{slow})", self.name, self.mode)
+    }
+}
+
+/// All of them in one line.
+pub(super) fn interfaces(interfaces: &[InterfaceStatus]) -> String {
+    interfaces.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+}
 
 /// The program, its table and the members that it names.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct SteerShow {
-    pub interface: String,
-    /// How the program is attached.
-    pub mode: String,
+    pub interfaces: Vec<InterfaceStatus>,
     /// Tables put in force since the daemon's start; 0: that of an earlier daemon, or none.
     pub table_version: u64,
     /// Not every member has told yet what it has.
@@ -50,7 +72,7 @@ pub struct SteerMember {
 impl fmt::Display for SteerShow {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let settling = if self.settling { "settling: not every member has told what it has" } else { "settled" };
-        writeln!(f, "{}: {}, table {}, {settling}", self.interface, self.mode, self.table_version)?;
+        writeln!(f, "{}: table {}, {settling}", interfaces(&self.interfaces), self.table_version)?;
         writeln!(f, "{}, {} in buckets of other front ends", connections(self.connections), self.strays)?;
         let rows = self.members.iter().map(|m| {
             vec![

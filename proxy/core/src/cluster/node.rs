@@ -97,6 +97,8 @@ pub struct Node {
     pub address: SocketAddr,
     /// Where steered packets go in the same layer 2 network.
     pub mac: [u8; 6],
+    /// Other addresses that it may send packets on from: of its further interfaces in that network.
+    pub more_macs: Vec<[u8; 6]>,
     /// Its share of the connections, relative to the others' weights.
     pub weight: u16,
     /// Whether it takes new connections.
@@ -109,14 +111,24 @@ impl Node {
     /// A node as it is when it starts: joining, revision 0, on the segment of the VIPs.
     #[must_use]
     pub fn new(name: NodeName, generation: u64, address: SocketAddr, mac: [u8; 6], weight: u16) -> Self {
-        Self { name, generation, revision: 0, address, mac, weight, state: NodeState::Joining, on_vip_segment: true }
+        Self {
+            name,
+            generation,
+            revision: 0,
+            address,
+            mac,
+            more_macs: vec![],
+            weight,
+            state: NodeState::Joining,
+            on_vip_segment: true,
+        }
     }
 
     /// Newest last. The fields after the revision only make the order total: two nodes with one name
     /// and one start time are a mistake that everybody must resolve alike.
     fn age(&self, other: &Self) -> Ordering {
         let key = |n: &Self| (n.generation, n.revision, n.address, n.mac, n.weight, n.state, n.on_vip_segment);
-        key(self).cmp(&key(other))
+        key(self).cmp(&key(other)).then_with(|| self.more_macs.cmp(&other.more_macs))
     }
 
     /// This node with the next revision.

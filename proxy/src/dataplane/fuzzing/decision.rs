@@ -75,7 +75,7 @@ impl Packet<'_> {
         if !self.is_new && !owner.chained() && !settling && !comes_back {
             return Decision::Take(Counter::Own);
         }
-        let was_asked = comes_back && self.hop_limit % 2 == 0;
+        let was_asked = comes_back && self.hop_limit.is_multiple_of(2);
         let members: Vec<u8> =
             (0..MAX_CHAIN).map(|i| chain.member(i)).take_while(|slot| *slot != NO_SLOT && owner.chained()).collect();
         let asked = match self.hop_limit {

@@ -1,6 +1,6 @@
 //! What is in the maps while an input's frames arrive.
 
-use proxy_common::maps::{COOKIES_OUT, Chain, DENY_ANY, MAX_CHAIN, NO_SLOT, Owner, SYN_COOKIES};
+use proxy_common::maps::{COOKIES_OUT, Chain, DENY_ANY, NO_SLOT, Owner, SYN_COOKIES};
 
 use super::{input::Input, pool};
 
@@ -62,6 +62,6 @@ impl Scene {
 
 /// Members of the chain, of the scene's first octet: none as often as all.
 fn input_length(bits: u8) -> u8 {
-    const LENGTHS: [u8; 8] = [0, 0, 0, 1, 2, 3, 4, MAX_CHAIN as u8];
+    const LENGTHS: [u8; 8] = [0, 0, 0, 1, 2, 3, 4, 7];
     LENGTHS[usize::from(bits >> 5)]
 }

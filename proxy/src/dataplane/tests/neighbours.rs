@@ -2,7 +2,7 @@
 
 use super::{packets::*, *};
 
-fn arp_request(sender: Ipv4Addr, target: Ipv4Addr) -> Vec<u8> {
+pub(super) fn arp_request(sender: Ipv4Addr, target: Ipv4Addr) -> Vec<u8> {
     let mut arp = ethernet([0xff; 6], CLIENT_MAC, 0x0806);
     arp.extend([0, 1, 8, 0, 6, 4, 0, 1]);
     arp.extend(CLIENT_MAC);
@@ -12,15 +12,21 @@ fn arp_request(sender: Ipv4Addr, target: Ipv4Addr) -> Vec<u8> {
     arp
 }
 
+/// The answer to the client.
+pub(super) fn arp_reply(mac: [u8; 6], vip: Ipv4Addr) -> Vec<u8> {
+    let mut reply = ethernet(CLIENT_MAC, mac, 0x0806);
+    reply.extend([0, 1, 8, 0, 6, 4, 0, 2]);
+    reply.extend(mac);
+    reply.extend(vip.octets());
+    reply.extend(CLIENT_MAC);
+    reply.extend(CLIENT4.octets());
+    reply
+}
+
 #[test]
 fn the_owner_answers_arp() {
     let Some(mut fixture) = fixture() else { return };
-    let mut reply = ethernet(CLIENT_MAC, MAC, 0x0806);
-    reply.extend([0, 1, 8, 0, 6, 4, 0, 2]);
-    reply.extend(MAC);
-    reply.extend(VIP4.octets());
-    reply.extend(CLIENT_MAC);
-    reply.extend(CLIENT4.octets());
+    let reply = arp_reply(MAC, VIP4);
     let request = arp_request(CLIENT4, VIP4);
     assert_eq!(fixture.run(&request), TestVerdict { action: XDP_TX, packet: reply.clone() });
     let in_vlan = fixture.run(&tagged(&request, 0x8100, 7));

@@ -15,7 +15,7 @@ use crate::testing::{in_network_namespace, ip};
 fn with_sockets(name: &'static str, test: impl FnOnce(Fixture) + Send + 'static) {
     in_network_namespace(name, async move || {
         ip("link set lo up");
-        for address in ["10.77.0.100/32", "10.77.0.2/32", "fd77::100/128", "fd77::2/128"] {
+        for address in ["10.77.0.100/32", "10.77.0.2/32", "fd77::100/128 nodad", "fd77::2/128 nodad"] {
             ip(&format!("address add {address} dev lo"));
         }
         if let Some(fixture) = fixture() {

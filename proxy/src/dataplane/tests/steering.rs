@@ -56,6 +56,10 @@ fn who_is_asked_and_has_nothing_sends_it_back_to_who_asked() {
         stranger[6..12].copy_from_slice(&CLIENT_MAC);
         let counter = if flags == SYN { Counter::DisagreedNew } else { Counter::OrphanSettling };
         assert_eq!(fixture.counted(&stranger), (XDP_DROP, counter));
+        // By another interface of the member than the one that it gets packets by.
+        fixture.dataplane.set_more_macs([(near_mac(NEAR), vec![CLIENT_MAC])]).unwrap();
+        assert_eq!(fixture.run(&stranger), steered(&stranger, NEAR, HOPS - 3));
+        fixture.dataplane.set_more_macs([]).unwrap();
     }
 }
 

@@ -156,6 +156,7 @@ impl Driver {
             error!(%error, version = view.version, "failed to steer by the new members");
             return;
         }
+        self.set_more_macs(&view);
         self.links.handle_members(view.others());
         self.view = Some(Arc::clone(&view));
         self.find_next_hops();
@@ -291,8 +292,8 @@ impl Driver {
         let wanted: Vec<IpAddr> = self.beyond().chain(path::OUTSIDE).collect();
         self.next_hops.retain(|address, _| wanted.contains(address));
         if self.finding.is_none() {
-            let index = self.settings.link.index;
-            self.finding = Some(tokio::spawn(async move { netdev::next_hops(index, &wanted).await }));
+            let indexes = self.settings.link.indexes.clone();
+            self.finding = Some(tokio::spawn(async move { netdev::next_hops(&indexes, &wanted).await }));
         }
     }
 
@@ -347,6 +348,14 @@ impl Driver {
     fn show_life(&self, time: Duration) {
         if let Err(error) = self.dataplane.lock().keep_alive(time) {
             error!(error = format!("{error:#}"), "the XDP program takes this daemon for dead");
+        }
+    }
+
+    /// Frames of one member may come from any of its interfaces.
+    fn set_more_macs(&self, view: &View) {
+        let macs = view.others().map(|node| (node.mac, node.more_macs.clone()));
+        if let Err(error) = self.dataplane.lock().set_more_macs(macs) {
+            error!(error = format!("{error:#}"), "other front ends may not be recognised by their further interfaces");
         }
     }
 

@@ -20,11 +20,12 @@ const NETWORK_V6: u8 = 64;
 pub(super) const OUTSIDE: [IpAddr; 2] =
     [IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)), IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1))];
 
-/// The interface that packets are steered on.
+/// The interfaces that packets are steered on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Link {
-    pub index: u32,
-    /// Largest IP packet in octets.
+    /// Those that routes and neighbours are looked for at.
+    pub indexes: Vec<u32>,
+    /// Largest IP packet in octets that all of them take.
     pub mtu: u32,
     /// UDP port of packets between front ends of different segments.
     pub encapsulation_port: u16,
@@ -95,7 +96,7 @@ mod tests {
         Here { address: "10.77.3.11".parse().unwrap(), networks }
     }
 
-    const LINK: Link = Link { index: 1, mtu: 1500, encapsulation_port: 7401 };
+    const LINK: Link = Link { indexes: vec![], mtu: 1500, encapsulation_port: 7401 };
 
     fn described(members: &[&str]) -> Network {
         network(&here(), &LINK, members.iter().map(|m| m.parse().unwrap()), [Some([2; 6]), None])

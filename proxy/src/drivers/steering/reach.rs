@@ -17,23 +17,23 @@ const TTL_AND_PROTOCOL: u32 = 64 << 8 | 17;
 pub struct Here {
     /// Its address in the pool.
     pub address: IpAddr,
-    /// Addresses of the interface that packets are steered on.
+    /// Addresses of the interfaces that packets are steered on.
     pub networks: Vec<InterfaceAddress>,
 }
 
 impl Here {
     /// True if a member of this address gets its packets by its Ethernet address. Where this front end's own address in
-    /// the pool is not one of the interface's (a network of its own for the pool), addresses tell nothing about the
+    /// the pool is not one of the interfaces' (a network of its own for the pool), addresses tell nothing about the
     /// segment, and all members are taken to be on it.
     #[must_use]
     pub fn is_direct(&self, member: IpAddr) -> bool {
         !self.is_near(self.address) || self.is_near(member)
     }
 
-    /// True if the address is in one of the interface's networks.
+    /// True if the address is in one of the interfaces' networks.
     #[must_use]
     pub fn is_near(&self, address: IpAddr) -> bool {
-        self.networks.iter().any(|network| covers(*network, address))
+        self.networks.iter().any(|network| network.covers(address))
     }
 
     /// What the program needs to send to the member. `mac` is the member's own if it is direct, the next hop's if not;
@@ -70,15 +70,6 @@ fn in_front(address: Ipv4Addr) -> [u8; 16] {
     let mut octets = [0; 16];
     octets[..4].copy_from_slice(&address.octets());
     octets
-}
-
-fn covers(network: InterfaceAddress, address: IpAddr) -> bool {
-    let same = |difference: u128, bits: u8| difference.checked_shr(u32::from(bits - network.prefix_length.min(bits)));
-    match (network.address, address) {
-        (IpAddr::V4(a), IpAddr::V4(b)) => same(u128::from(u32::from(a) ^ u32::from(b)), 32).unwrap_or(0) == 0,
-        (IpAddr::V6(a), IpAddr::V6(b)) => same(u128::from(a) ^ u128::from(b), 128).unwrap_or(0) == 0,
-        (IpAddr::V4(_), IpAddr::V6(_)) | (IpAddr::V6(_), IpAddr::V4(_)) => false,
-    }
 }
 
 /// One's-complement sum of the outer IPv4 header but for its length and checksum.
