@@ -93,7 +93,8 @@ fn captures_see_everything(lab: &Lab) -> anyhow::Result<()> {
     if let Some(last) = damaged.last_mut() {
         *last ^= 1;
     }
-    puppet.send_packet(fe1, None, &damaged)?;
+    // To nobody: the switch sends it to all, and no kernel counts it as received. The lab's last test looks at that.
+    puppet.send_packet([2, 0, 0, 0, 0, 0xfe], None, &damaged)?;
     let Err(error) = watch.finish(lab) else { anyhow::bail!("a bad checksum was not noticed") };
     ensure!(format!("{error:#}").contains("bad TCP checksum"), "{error:#}");
     let file = lab.layout().dir().join("client.pcap").display().to_string();

@@ -19,6 +19,10 @@ pub(crate) const TESTS: &[Test] = &[
     ("steering_flood::limit", limit),
 ];
 
+/// Where the flood comes from.
+const ATTACKER: &str = "be1";
+/// Is not started yet, so it is just a machine.
+const BYSTANDER: &str = "fe6";
 const SESSIONS: u32 = 200;
 const SPEAK_EVERY: Duration = Duration::from_millis(100);
 const COME_EVERY: Duration = Duration::from_millis(10);
@@ -29,22 +33,23 @@ const LONGEST_FLOOD_S: &str = "60";
 const SHARE: f64 = 0.9;
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Two looks of the daemon, and the time to ask five of them on a busy machine.
-const ON_LIMIT: Duration = Duration::from_secs(5);
+const ON_LIMIT: Duration = Duration::from_secs(10);
 /// The switch waits ten seconds for the flood to return.
 const OFF_LIMIT: Duration = Duration::from_secs(20);
 const KNOWN_LIMIT: Duration = Duration::from_secs(1);
 const SILENCE: Duration = Duration::from_millis(300);
 
-/// A real flood comes from other machines; here its generator, the switch and all front ends share the processors. So the
-/// figure that the flood is compared with is taken while the same generator floods another machine on the same switch:
-/// the processors do the same work then, but that of the pool. It stays on one of them, at the lowest priority.
+/// A real flood comes from other machines than the honest users, so it has a cable of its own here. But its generator, the
+/// switch and all front ends share the processors: so the figure that the flood is compared with is taken while the same
+/// generator floods another machine on the same switch. The processors do the same work then, but that of the pool. It
+/// stays on one of them, at a low priority.
 fn honest_users_hardly_notice(lab: &Lab) -> anyhow::Result<()> {
     let stage = Stage::new(lab)?;
     let routes = Routes::add(lab)?;
     let mut crowd = Crowd::gather(lab, SESSIONS)?;
     let opened = crowd.open(2 * SESSIONS, PATIENCE)?;
     ensure!(total(&opened).lost() == 0, "{opened:?}");
-    let elsewhere = Flood::start(lab, lab.mac("be1")?, [STAND_IN.into(), STAND_IN6.into()])?;
+    let elsewhere = Flood::start(lab, lab.mac(BYSTANDER)?, [STAND_IN.into(), STAND_IN6.into()])?;
     let quiet = crowd.pace(SPEAK_EVERY, COME_EVERY, DURING)?;
     let elsewhere = elsewhere.end()?;
     let sent_before = lab.counter_of_all("cookie_sent")?;
@@ -81,7 +86,7 @@ fn cookies_on(lab: &Lab) -> anyhow::Result<usize> {
     Ok(states.collect::<anyhow::Result<Vec<bool>>>()?.into_iter().filter(|on| *on).count())
 }
 
-/// The flood's program on the client host.
+/// The flood's program.
 struct Flood(Child);
 
 impl Flood {
@@ -89,11 +94,11 @@ impl Flood {
     fn start(lab: &Lab, to: [u8; 6], targets: [IpAddr; 2]) -> anyhow::Result<Self> {
         let text = |mac: [u8; 6]| mac.map(|octet| format!("{octet:02x}")).join(":");
         let program = tool("flood")?.display().to_string();
-        let (from, to) = (text(lab.mac("client")?), text(to));
+        let (from, to) = (text(lab.mac(ATTACKER)?), text(to));
         let [v4, v6] = targets.map(|target| SocketAddr::new(target, 25).to_string());
-        let argv = ["taskset", "--cpu-list", "0", "nice", "-n", "19", &program, "--from", &from, "--to", &to];
+        let argv = ["taskset", "--cpu-list", "0", "nice", "-n", "10", &program, "--from", &from, "--to", &to];
         let rest = ["--target", &v4, "--target", &v6, "--seconds", LONGEST_FLOOD_S];
-        Ok(Self(lab.spawn("client", &[&argv[..], &rest].concat())?))
+        Ok(Self(lab.spawn(ATTACKER, &[&argv[..], &rest].concat())?))
     }
 
     /// Ends it; how many SYNs it sent in a second.

@@ -1,5 +1,5 @@
 //! A SYN flood: SYNs from random addresses and ports to the pool's services, at a rate or as fast as they go, by one
-//! thread, for a bounded time or until its standard input ends. Runs on the lab's client host; says at its end how much it sent.
+//! thread, for a bounded time or until its standard input ends. Runs on a host of the lab; says at its end how much it sent.
 
 use std::io::{self, Write as _};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
