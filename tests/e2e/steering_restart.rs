@@ -17,6 +17,8 @@ pub(crate) const TESTS: &[Test] = &[
 
 const CONNECTIONS: u32 = 2_000;
 const NEWCOMERS: u32 = 100;
+/// Packets that may be repeated because a change had not settled, of some ten thousand.
+const MAX_REPEATED: u64 = 50;
 const PATIENCE: Duration = Duration::from_secs(20);
 const RETURN_LIMIT: Duration = Duration::from_secs(40);
 
@@ -121,8 +123,10 @@ fn come_back(lab: &Lab, victim: u8, end: impl FnOnce() -> anyhow::Result<()>) ->
     let cables = lab.lost_by_cables()? - cables_before;
     eprintln!("  {repeated} packets of connections on others were lost, {cables} of all packets by the lab's cables");
     eprintln!("  the others' programs dropped {dropped}");
-    // On a busy machine the kernel comes too late to the queues of its veths. What they lost it counts, and the pool cannot
-    // help it; all else that is lost was lost by the pool.
-    ensure!(repeated <= cables, "{repeated} packets of connections on others were lost, {cables} by cables");
+    // While a change settles, a packet that nobody recognises yet is dropped and not answered by a reset: its sender
+    // repeats it. So a few are repeated; that no connection is lost was seen above. On a busy machine the kernel also
+    // comes too late to the queues of its veths, which it counts.
+    let beyond = repeated.saturating_sub(cables);
+    ensure!(beyond <= MAX_REPEATED, "{repeated} packets of connections on others were lost, {cables} by cables");
     Ok(())
 }
