@@ -10,6 +10,8 @@ use std::{
 };
 
 const PROGRAM: &str = "autocluster-xdp";
+/// What the feature `bench` measures it by.
+const BENCH: &str = "autocluster-bench";
 
 /// Prefixes of the variables that cargo gives a build script about its own build.
 const SET_BY_CARGO: [&str; 11] = [
@@ -72,6 +74,10 @@ fn build(toolchain: &Toolchain) -> Result<(), String> {
     let out_dir = PathBuf::from(env::var_os("OUT_DIR").ok_or("OUT_DIR is not set")?);
     let architecture = env::var("CARGO_CFG_TARGET_ARCH").map_err(|e| e.to_string())?;
     let target_dir = out_dir.join("ebpf");
+    let (features, programs): (&[&str], &[&str]) = match env::var_os("CARGO_FEATURE_BENCH") {
+        Some(_) => (&["--features", "bench"], &[PROGRAM, BENCH]),
+        None => (&[], &[PROGRAM]),
+    };
     let mut cargo = Command::new(&toolchain.cargo);
     // What cargo set for this build must not reach the other compiler; a user's settings (proxies, registries) must.
     for (key, _) in env::vars_os() {
@@ -80,20 +86,32 @@ fn build(toolchain: &Toolchain) -> Result<(), String> {
             cargo.env_remove(&key);
         }
     }
+    let target = format!("--cfg=bpf_target_arch=\"{architecture}\"");
+    let flags = [
+        target.as_str(),
+        // 32-bit arithmetic and jumps: Linux 5.1.
+        "-Ctarget-cpu=v3",
+        "-Clink-arg=--btf",
+        // Headers do not stand where their fields would be aligned; the kernel lets packets be read anyhow.
+        "-Clink-arg=--cpu-features=+allows-misaligned-mem-access",
+    ];
     let output = cargo
         .env("RUSTC", &toolchain.rustc)
         // Debian's compiler is a stable one; building `core` for a new target is still unstable.
         .env("RUSTC_BOOTSTRAP", "1")
-        .env("CARGO_ENCODED_RUSTFLAGS", format!("--cfg=bpf_target_arch=\"{architecture}\"\x1f-Clink-arg=--btf"))
+        .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"))
         .args(["build", "--release", "--locked", "-Z", "build-std=core", "--target", "bpfel-unknown-none"])
         .args(["--manifest-path", "../proxy-ebpf/Cargo.toml", "--target-dir"])
         .arg(&target_dir)
+        .args(features)
         .output()
         .map_err(|e| format!("failed to start {}: {e}", toolchain.cargo.display()))?;
     if !output.status.success() {
         return Err(String::from_utf8_lossy(&output.stderr).into_owned());
     }
-    let built = target_dir.join("bpfel-unknown-none/release").join(PROGRAM);
-    std::fs::copy(&built, out_dir.join(PROGRAM)).map_err(|e| format!("{}: {e}", built.display()))?;
+    for program in programs {
+        let built = target_dir.join("bpfel-unknown-none/release").join(program);
+        std::fs::copy(&built, out_dir.join(program)).map_err(|e| format!("{}: {e}", built.display()))?;
+    }
     Ok(())
 }

@@ -4,6 +4,10 @@
 //! SipHash because that promise has been attacked for years and held. The words are fixed in number for
 //! each address family, so there is no length to encode and no tail to assemble.
 
+use core::net::{IpAddr, Ipv4Addr, SocketAddr};
+
+use crate::maps::BUCKET_BITS;
+
 /// The pool's secret, the same on every front end: two members with different keys steer to different
 /// owners.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -76,6 +80,32 @@ pub fn v6_words(address: [u8; 16]) -> [u64; 2] {
     [u64::from_le_bytes([a, b, c, d, e, f, g, h]), u64::from_le_bytes([i, j, k, l, m, n, o, p])]
 }
 
+/// The bucket of a hash.
+#[inline(always)]
+#[allow(clippy::cast_possible_truncation, reason = "the shift leaves BUCKET_BITS bits")]
+pub const fn bucket(hash: u64) -> u32 {
+    (hash >> (64 - BUCKET_BITS)) as u32
+}
+
+/// The bucket of a connection from `client` to `service`, an address and port of ours: that of its packets, where the
+/// addresses are of one family. A v4-mapped IPv6 address is its IPv4 one, for so its packets are.
+#[must_use]
+pub fn connection_bucket(key: SteeringKey, client: SocketAddr, service: SocketAddr) -> u32 {
+    let ([a, b], [c, d]) = (client.port().to_be_bytes(), service.port().to_be_bytes());
+    let ports = [a, b, c, d];
+    let hash = match (client.ip().to_canonical(), service.ip().to_canonical()) {
+        (IpAddr::V4(source), IpAddr::V4(destination)) => hash_v4(key, source.octets(), destination.octets(), ports),
+        (source, destination) => {
+            let words = |address| match address {
+                IpAddr::V4(v4) => v6_words(Ipv4Addr::to_ipv6_mapped(&v4).octets()),
+                IpAddr::V6(v6) => v6_words(v6.octets()),
+            };
+            hash_v6(key, words(source), words(destination), ports)
+        }
+    };
+    bucket(hash)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -105,6 +135,20 @@ mod tests {
         bytes[16..32].copy_from_slice(&destination);
         bytes[32..36].copy_from_slice(&ports);
         assert_eq!(hash_v6(KEY, v6_words(source), v6_words(destination), ports), reference(&bytes));
+    }
+
+    #[test]
+    fn a_connections_bucket_is_that_of_its_packets() {
+        let (client, service): (SocketAddr, SocketAddr) =
+            ("192.0.2.1:8080".parse().unwrap(), "198.51.100.25:25".parse().unwrap());
+        let hash = hash_v4(KEY, [192, 0, 2, 1], [198, 51, 100, 25], [0x1f, 0x90, 0, 25]);
+        assert_eq!(u64::from(connection_bucket(KEY, client, service)), hash >> 46);
+        let mapped = |text: &str| text.parse::<SocketAddr>().unwrap();
+        let same = connection_bucket(KEY, mapped("[::ffff:192.0.2.1]:8080"), mapped("[::ffff:198.51.100.25]:25"));
+        assert_eq!(same, connection_bucket(KEY, client, service));
+        let hash = hash_v6(KEY, v6_words([7; 16]), v6_words([9; 16]), [0x1f, 0x90, 0, 25]);
+        let (client, service) = (SocketAddr::from(([7; 16], 8080)), SocketAddr::from(([9; 16], 25)));
+        assert_eq!(u64::from(connection_bucket(KEY, client, service)), hash >> 46);
     }
 
     #[test]

@@ -8,15 +8,19 @@ use proxy_common::maps::Counter;
 pub enum Error {
     /// The frame ends inside a header.
     Truncated,
-    /// A header length or a total length that cannot be.
-    Malformed,
-    /// `bpf_xdp_adjust_tail` refused to make room for an answer.
+    /// A header length or a total length that cannot be, of a packet to a virtual address.
+    MalformedIp,
+    MalformedExtension,
+    MalformedTcp,
+    /// Encapsulated, but not as front ends do it.
+    MalformedOuter,
+    /// Encapsulated by somebody who is no member.
+    Stranger,
+    /// The driver refused to move the packet's start or end.
     NoRoom,
     /// No table is in force: the daemon has not written its first one.
     NoTable,
-    /// The bucket names nobody.
-    NoOwner,
-    /// The bucket names a slot that is empty: the daemon broke its own rule.
+    /// The table names a slot that is empty: the daemon broke its own rule.
     EmptySlot,
 }
 
@@ -34,9 +38,15 @@ impl Error {
         match self {
             // The kernel is the judge of what is not TCP to a VIP; it drops these too, and counts them.
             Self::Truncated => Disposition { action: XDP_PASS, counter: Counter::Truncated, log: false },
-            Self::Malformed => Disposition { action: XDP_DROP, counter: Counter::Malformed, log: false },
-            Self::NoRoom => Disposition { action: XDP_DROP, counter: Counter::NeighbourIgnored, log: true },
-            Self::NoTable | Self::NoOwner => Disposition { action: XDP_PASS, counter: Counter::NoOwner, log: false },
+            Self::MalformedIp => Disposition { action: XDP_DROP, counter: Counter::MalformedIp, log: false },
+            Self::MalformedExtension => {
+                Disposition { action: XDP_DROP, counter: Counter::MalformedExtension, log: false }
+            }
+            Self::MalformedTcp => Disposition { action: XDP_DROP, counter: Counter::MalformedTcp, log: false },
+            Self::MalformedOuter => Disposition { action: XDP_DROP, counter: Counter::MalformedOuter, log: false },
+            Self::Stranger => Disposition { action: XDP_DROP, counter: Counter::Stranger, log: false },
+            Self::NoRoom => Disposition { action: XDP_DROP, counter: Counter::NoRoom, log: true },
+            Self::NoTable => Disposition { action: XDP_PASS, counter: Counter::NoOwner, log: false },
             Self::EmptySlot => Disposition { action: XDP_ABORTED, counter: Counter::NoOwner, log: true },
         }
     }

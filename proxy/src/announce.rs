@@ -98,61 +98,70 @@ pub fn solicited_node_group(address: Ipv6Addr) -> Ipv6Addr {
     Ipv6Addr::new(0xff02, 0, 0, 0, 0, 1, 0xff00 | u16::from(a), u16::from_be_bytes([b, c]))
 }
 
-/// Sends announcements on one interface and, as long as it lives, keeps the interface in the solicited-node groups
-/// of the VIPs.
+/// Sends announcements on each steering interface and, as long as it lives, keeps the interfaces in the solicited-node
+/// groups of the VIPs.
 #[derive(Debug)]
 pub struct Announcer {
     packets: Socket,
     /// Holds the group memberships.
     groups: Socket,
-    index: u32,
-    mac: MacAddress,
+    /// Interfaces by index, and the Ethernet address that each announces.
+    voices: Vec<(u32, MacAddress)>,
 }
 
 impl Announcer {
-    /// Opens the raw socket for an interface (index and MAC as [`crate::netdev::interface`] tells them).
+    /// Opens the raw socket for interfaces, as [`crate::netdev::Segment::voices`] tells them.
     ///
     /// # Errors
     /// When a socket can't be opened: CAP_NET_RAW is needed.
-    pub fn open(index: u32, mac: MacAddress) -> Result<Self> {
+    pub fn open(voices: Vec<(u32, MacAddress)>) -> Result<Self> {
         // Protocol 0: it only sends, and must not be woken by every packet of the host.
         let packets =
             Socket::new(Domain::PACKET, Type::RAW, None).context("failed to open a raw socket (needs CAP_NET_RAW)")?;
         packets.set_nonblocking(true).context("failed to configure the raw socket")?;
         let groups = Socket::new(Domain::IPV6, Type::DGRAM, Some(Protocol::UDP)).context("failed to open a socket")?;
-        Ok(Self { packets, groups, index, mac })
+        Ok(Self { packets, groups, voices })
     }
 
-    /// Joins the solicited-node group of an IPv6 VIP, so that the NIC lets solicitations for it pass.
+    /// Joins the solicited-node group of an IPv6 VIP on each interface, so that the NICs let solicitations for it pass.
     /// Does nothing for an IPv4 VIP or a group that was joined before.
     ///
     /// # Errors
-    /// When the kernel refuses.
+    /// When the kernel refuses at an interface; the others have joined.
     pub fn listen_for(&self, vip: IpAddr) -> Result<()> {
         let IpAddr::V6(vip) = vip else { return Ok(()) };
         let group = solicited_node_group(vip);
-        match self.groups.join_multicast_v6(&group, self.index) {
-            Err(error) if error.kind() != io::ErrorKind::AddrInUse => {
-                Err(error).with_context(|| format!("failed to join {group} for {vip}"))
-            }
+        self.everywhere(|index, _mac| match self.groups.join_multicast_v6(&group, index) {
+            Err(error) if error.kind() != io::ErrorKind::AddrInUse => Err(error),
             Ok(()) | Err(_) => Ok(()),
-        }
+        })
+        .with_context(|| format!("failed to join {group} for {vip}"))
     }
 
-    /// Announces a VIP once; see [`ANNOUNCE_AT`] for when to do it again.
+    /// Announces a VIP once on each interface; see [`ANNOUNCE_AT`] for when to do it again.
     ///
     /// # Errors
-    /// When the frame can't be sent.
+    /// When the frame can't be sent by an interface; the others have sent theirs.
     pub fn announce(&self, vip: IpAddr) -> Result<()> {
-        let sent = match vip {
-            IpAddr::V4(vip) => self.send(&gratuitous_arp(self.mac, vip)),
-            IpAddr::V6(vip) => self.send(&unsolicited_na(self.mac, vip)),
-        };
-        sent.with_context(|| format!("failed to announce {vip}"))
+        self.everywhere(|index, mac| match vip {
+            IpAddr::V4(vip) => self.send(index, &gratuitous_arp(mac, vip)),
+            IpAddr::V6(vip) => self.send(index, &unsolicited_na(mac, vip)),
+        })
+        .with_context(|| format!("failed to announce {vip}"))
     }
 
-    fn send(&self, frame: &[u8]) -> io::Result<()> {
-        let sent = self.packets.send_to(frame, &link_address(self.index)?)?;
+    /// The first failure, after all were tried.
+    fn everywhere(&self, work: impl Fn(u32, MacAddress) -> io::Result<()>) -> Result<()> {
+        let mut outcome = Ok(());
+        for (index, mac) in &self.voices {
+            let done = work(*index, *mac).with_context(|| format!("at the interface with index {index}"));
+            outcome = outcome.and(done);
+        }
+        outcome
+    }
+
+    fn send(&self, index: u32, frame: &[u8]) -> io::Result<()> {
+        let sent = self.packets.send_to(frame, &link_address(index)?)?;
         if sent == frame.len() { Ok(()) } else { Err(io::ErrorKind::WriteZero.into()) }
     }
 }
@@ -230,7 +239,7 @@ pub(crate) mod tests {
             ip("link set vb up");
             let (va, vb) = (netdev::interface("va").await.unwrap(), netdev::interface("vb").await.unwrap());
             let tap = tap(vb.index);
-            let announcer = Announcer::open(va.index, va.mac).unwrap();
+            let announcer = Announcer::open(vec![(va.index, va.mac)]).unwrap();
             for vip in [IpAddr::V4(VIP4), IpAddr::V6(vip6())] {
                 announcer.listen_for(vip).unwrap();
                 announcer.listen_for(vip).unwrap();
@@ -245,6 +254,34 @@ pub(crate) mod tests {
                 groups.lines().any(|line| line.contains("va") && line.contains("ff0200000000000000000001ff000100"))
             );
         });
+    }
+
+    #[test]
+    fn each_interface_announces_its_own_address_even_if_another_cannot() {
+        in_network_namespace("each_interface_announces_its_own_address_even_if_another_cannot", async || {
+            ip("link add va address 02:00:00:00:00:0a type veth peer name vb");
+            ip("link add vc address 02:00:00:00:00:0c type veth peer name vd");
+            for link in ["va", "vb", "vc", "vd"] {
+                ip(&format!("link set {link} up"));
+            }
+            let taps = [tap(index("vb").await), tap(index("vd").await)];
+            let [va, vc] = [netdev::interface("va").await.unwrap(), netdev::interface("vc").await.unwrap()];
+            let announcer = Announcer::open(vec![(va.index, va.mac), (vc.index, vc.mac)]).unwrap();
+            announcer.announce(VIP4.into()).unwrap();
+            for (tap, mac) in taps.iter().zip([va.mac, vc.mac]) {
+                let expected = hex(&gratuitous_arp(mac, VIP4));
+                while receive(tap) != expected {}
+            }
+            ip("link set va down");
+            let error = format!("{:#}", announcer.announce(vip6().into()).unwrap_err());
+            assert!(error.contains("fd77::100") && error.contains(&va.index.to_string()), "{error}");
+            let expected = hex(&unsolicited_na(vc.mac, vip6()));
+            while receive(&taps[1]) != expected {}
+        });
+    }
+
+    async fn index(name: &str) -> u32 {
+        netdev::interface(name).await.unwrap().index
     }
 
     /// A socket that receives every frame that arrives at an interface.

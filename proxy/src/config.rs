@@ -1,5 +1,6 @@
 //! The front end's configuration: read, then validated whole. Nothing starts before every key is right.
 
+mod abuse;
 mod reader;
 
 use std::{
@@ -8,11 +9,12 @@ use std::{
     time::Duration,
 };
 
-use proxy_common::hash::SteeringKey;
+use proxy_common::{hash::SteeringKey, maps::MAX_INTERFACES};
 
-use crate::pki;
+use crate::{dataplane::Mode, pki};
 
-pub use reader::{Problem, Problems, Reader, Table};
+pub use abuse::Abuse;
+pub use reader::{OneOrMore, Problem, Problems, Reader, Table};
 
 /// Where the control socket is unless the configuration says otherwise.
 pub const DEFAULT_CONTROL_SOCKET: &str = "/run/autocluster/control.sock";
@@ -26,6 +28,7 @@ pub struct Config {
     pub identity: IdentityFiles,
     pub pool: Pool,
     pub steering: Steering,
+    pub abuse: Abuse,
     /// What mail clients see; without it STARTTLS and the TLS ports are not offered.
     pub tls: Option<CertificateFiles>,
     pub smtp: Smtp,
@@ -42,6 +45,8 @@ pub struct Node {
     pub state_dir: PathBuf,
     pub control_socket: PathBuf,
     pub metrics_listen: Option<SocketAddr>,
+    /// At its end the daemon takes nothing new, and what it has gets so long.
+    pub shutdown_grace: Duration,
 }
 
 /// This node's identity in the pool, issued by the pool's CA.
@@ -64,8 +69,12 @@ pub struct Pool {
 /// Where packets are steered.
 #[derive(Debug, Clone)]
 pub struct Steering {
-    pub interface: String,
+    /// At least one; the first one's address is where the other front ends send packets.
+    pub interfaces: Vec<String>,
+    pub mode: Mode,
     pub bpffs: PathBuf,
+    /// UDP port of packets between front ends of different segments.
+    pub encapsulation_port: u16,
     /// Share of new connections relative to the other front ends.
     pub weight: u16,
 }
@@ -137,6 +146,7 @@ pub fn load(file: &Path) -> Result<Config, Problems> {
         let identity = identity(reader, root);
         let pool = pool(reader, root);
         let steering = steering(reader, root);
+        let abuse = abuse::abuse(reader, root);
         let tls = tls(reader, root);
         let smtp = smtp(reader, root);
         let imap = mailbox(reader, root, "imap", 143, 993);
@@ -149,6 +159,7 @@ pub fn load(file: &Path) -> Result<Config, Problems> {
             identity: identity?,
             pool: pool?,
             steering: steering?,
+            abuse: abuse?,
             tls,
             smtp: smtp?,
             imap,
@@ -168,8 +179,9 @@ fn node(reader: &mut Reader, root: &mut Table<'_>) -> Option<Node> {
     let state_dir = reader.or(&mut table, "state_dir", PathBuf::from(DEFAULT_STATE_DIR));
     let control_socket = reader.or(&mut table, "control_socket", PathBuf::from(DEFAULT_CONTROL_SOCKET));
     let metrics_listen = reader.optional(&mut table, "metrics_listen");
+    let shutdown_grace = reader.or(&mut table, "shutdown_grace", Duration::from_secs(10));
     reader.close(table);
-    Some(Node { name: name?, state_dir, control_socket, metrics_listen })
+    Some(Node { name: name?, state_dir, control_socket, metrics_listen, shutdown_grace })
 }
 
 /// The `[identity]` table, of front ends and back ends alike.
@@ -224,19 +236,37 @@ fn read_pool_key(reader: &mut Reader, table: &Table<'_>, path: &Path) -> Option<
 
 fn steering(reader: &mut Reader, root: &mut Table<'_>) -> Option<Steering> {
     let mut table = reader.table(root, "steering");
-    let interface: Option<String> = reader.required(&mut table, "interface");
-    if let Some(name) = &interface
-        && nix::net::if_::if_nametoindex(name.as_str()).is_err()
-    {
-        reader.fault(&table, "interface", format!("there is no interface {name} (ip link lists them)"));
-    }
+    let interfaces = interfaces(reader, &mut table);
     let bpffs = reader.or(&mut table, "bpffs", PathBuf::from(DEFAULT_BPFFS));
+    let mode: String = reader.or(&mut table, "mode", Mode::Auto.name().to_owned());
+    let known = [Mode::Auto, Mode::Driver, Mode::Generic].into_iter().find(|known| known.name() == mode);
+    if known.is_none() {
+        reader.fault(&table, "mode", "should be \"auto\", \"driver\" or \"generic\"");
+    }
+    let encapsulation_port = reader.or(&mut table, "encapsulation_port", 7_401_u16);
     let weight = reader.or(&mut table, "weight", 100_u16);
     if weight == 0 {
         reader.fault(&table, "weight", "should be at least 1");
     }
     reader.close(table);
-    Some(Steering { interface: interface?, bpffs, weight })
+    Some(Steering { interfaces: interfaces?, mode: known?, bpffs, encapsulation_port, weight })
+}
+
+/// One name, or a list of them.
+fn interfaces(reader: &mut Reader, table: &mut Table<'_>) -> Option<Vec<String>> {
+    let OneOrMore::<String>(names) = reader.required(table, "interface")?;
+    if names.is_empty() || names.len() > MAX_INTERFACES as usize {
+        reader.fault(table, "interface", format!("should name 1 to {MAX_INTERFACES} interfaces"));
+    }
+    for (n, name) in names.iter().enumerate() {
+        if nix::net::if_::if_nametoindex(name.as_str()).is_err() {
+            reader.fault(table, "interface", format!("there is no interface {name} (ip link lists them)"));
+        }
+        if names[..n].contains(name) {
+            reader.fault(table, "interface", format!("names {name} twice"));
+        }
+    }
+    Some(names)
 }
 
 #[allow(clippy::option_option, reason = "outer: is the table right; inner: is it there")]

@@ -1,9 +1,12 @@
 //! The control socket: a Unix stream socket on which the CLI asks the daemon. One line of JSON each way.
 
+mod abuse;
+
 use std::{
-    fs,
+    fmt, fs,
     future::Future,
     io::{self, BufRead, BufReader, Write},
+    net::SocketAddr,
     os::unix::{fs::PermissionsExt, net::UnixStream as BlockingStream},
     path::Path,
     sync::Arc,
@@ -19,7 +22,17 @@ use tokio::{
 };
 use tracing::warn;
 
-use crate::{io::ACCEPT_PAUSE, status::Status};
+pub use abuse::{CookiesRequest, DenyRequest, LimitRequest, MAX_PREFIXES, PAGE};
+
+use crate::{
+    io::ACCEPT_PAUSE,
+    status::{
+        Status,
+        abuse::{CookiesStatus, DenyResponse, LimitStatus},
+        drain::{DrainStatus, WeightStatus},
+        steering::{SteerShow, SteerStats, Trace},
+    },
+};
 
 /// Longest request in octets.
 const MAX_REQUEST: u64 = 64 * 1024;
@@ -35,6 +48,42 @@ const MODE: u32 = 0o660;
 #[serde(rename_all = "snake_case")]
 pub enum Request {
     Status,
+    /// Takes no new connections until it is told to; gives up after so many seconds.
+    Drain {
+        limit_s: Option<u64>,
+    },
+    /// How the drain stands.
+    DrainStatus,
+    Undrain,
+    Weight(WeightRequest),
+    Steer(SteerRequest),
+    Deny(DenyRequest),
+    Limit(LimitRequest),
+    Cookies(CookiesRequest),
+}
+
+/// What can be asked of this front end's share.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WeightRequest {
+    Show,
+    /// From now on, over restarts.
+    Set(u16),
+    /// The configuration's again.
+    Default,
+}
+
+/// What can be asked of the XDP program.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SteerRequest {
+    Show,
+    Stats,
+    /// What becomes of a connection from `source` to `destination`.
+    Trace {
+        source: SocketAddr,
+        destination: SocketAddr,
+    },
 }
 
 /// What is answered.
@@ -42,7 +91,54 @@ pub enum Request {
 #[serde(rename_all = "snake_case")]
 pub enum Response {
     Status(Box<Status>),
+    Drain(DrainStatus),
+    Weight(WeightStatus),
+    Steer(Box<SteerShow>),
+    SteerStats(SteerStats),
+    Trace(Box<Trace>),
+    Deny(DenyResponse),
+    Limit(LimitStatus),
+    Cookies(CookiesStatus),
     Error(String),
+}
+
+impl Response {
+    /// What is answered, without its kind.
+    ///
+    /// # Errors
+    /// It cannot be written as JSON.
+    pub fn to_json(&self) -> Result<String> {
+        let text = match self {
+            Self::Status(answer) => serde_json::to_string_pretty(answer),
+            Self::Drain(answer) => serde_json::to_string_pretty(answer),
+            Self::Weight(answer) => serde_json::to_string_pretty(answer),
+            Self::Steer(answer) => serde_json::to_string_pretty(answer),
+            Self::SteerStats(answer) => serde_json::to_string_pretty(answer),
+            Self::Trace(answer) => serde_json::to_string_pretty(answer),
+            Self::Deny(answer) => serde_json::to_string_pretty(answer),
+            Self::Limit(answer) => serde_json::to_string_pretty(answer),
+            Self::Cookies(answer) => serde_json::to_string_pretty(answer),
+            Self::Error(error) => serde_json::to_string_pretty(error),
+        };
+        text.context("failed to print the answer")
+    }
+}
+
+impl fmt::Display for Response {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Status(answer) => answer.fmt(f),
+            Self::Drain(answer) => answer.fmt(f),
+            Self::Weight(answer) => answer.fmt(f),
+            Self::Steer(answer) => answer.fmt(f),
+            Self::SteerStats(answer) => answer.fmt(f),
+            Self::Trace(answer) => answer.fmt(f),
+            Self::Deny(answer) => answer.fmt(f),
+            Self::Limit(answer) => answer.fmt(f),
+            Self::Cookies(answer) => answer.fmt(f),
+            Self::Error(error) => error.fmt(f),
+        }
+    }
 }
 
 /// The socket, bound.
@@ -130,10 +226,12 @@ pub fn ask(path: &Path, request: &Request) -> Result<Response> {
     stream.write_all(&text).context("failed to send the request")?;
     let mut line = String::new();
     BufReader::new(stream).read_line(&mut line).context("the daemon did not answer in time")?;
-    match serde_json::from_str(&line).context("the daemon's answer is not understood: is it of another version?")? {
-        Response::Error(error) => bail!(error),
-        response @ Response::Status(_) => Ok(response),
+    let response =
+        serde_json::from_str(&line).context("the daemon's answer is not understood: is it of another version?")?;
+    if let Response::Error(error) = response {
+        bail!(error);
     }
+    Ok(response)
 }
 
 fn explain_connect(path: &Path, error: &io::Error) -> anyhow::Error {
@@ -157,7 +255,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("sub/control.sock");
         let control = Control::bind(&path).unwrap();
-        tokio::spawn(control.run(|Request::Status| async { Response::Error("not today".into()) }));
+        tokio::spawn(control.run(|_request| async { Response::Error("not today".into()) }));
         assert!(Control::bind(&path).is_err(), "it is in use");
         let mut stream = BlockingStream::connect(&path).unwrap();
         stream.write_all(b"{\"reboot\":1}\n").unwrap();

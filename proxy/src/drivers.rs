@@ -1,5 +1,6 @@
 //! The loops that feed the core's machines and obey them.
 
+pub mod abuse;
 pub mod announcer;
 pub mod cluster;
 pub mod directory;
@@ -8,3 +9,4 @@ pub mod listen;
 pub mod mailbox;
 pub mod smtp;
 pub mod steering;
+pub mod streams;

@@ -8,9 +8,12 @@ use std::{
 use anyhow::{Context, Result};
 use autocluster::{
     agent,
-    cli::{Cli, Command, ConfigArgs, PkiCommand, Role, StatusArgs, SteerCommand},
+    cli::{
+        self, Cli, Command, ConfigArgs, PkiCommand, Role, SocketArgs, StatusArgs, SteerCommand, TraceArgs, Weight,
+        WeightArgs,
+    },
     config::{self, Problems},
-    control::{self, Request, Response},
+    control::{self, Request, SteerRequest, WeightRequest},
     dataplane, logging, pki, run,
 };
 use clap::Parser;
@@ -44,9 +47,27 @@ fn execute(command: Command) -> Result<()> {
             }
             say(&format!("{}: no faults", args.file.config.display()))
         }
-        Command::Status(args) => status(&args),
+        Command::Status(args) => show(&args, &Request::Status),
+        Command::Drain(args) => cli::drain::run(&args, &mut stdout()),
+        Command::Undrain(args) => undrain(&args),
+        Command::Weight(args) => weight(&args),
         Command::Pki(command) => make_certificates(command),
-        Command::Steer(SteerCommand::Detach(args)) => detach(&args),
+        Command::Steer(command) => steer(command),
+        Command::Deny(command) => cli::abuse::deny(command, &mut stdout()),
+        Command::Limit(command) => cli::abuse::limit(&command, &mut stdout()),
+        Command::Cookies(command) => cli::abuse::cookies(&command, &mut stdout()),
+    }
+}
+
+fn steer(command: SteerCommand) -> Result<()> {
+    match command {
+        SteerCommand::Show(args) => show(&args, &Request::Steer(SteerRequest::Show)),
+        SteerCommand::Stats(args) if args.watch => cli::stats::watch(&args.output, &mut stdout()),
+        SteerCommand::Stats(args) => show(&args.output, &Request::Steer(SteerRequest::Stats)),
+        SteerCommand::Trace(TraceArgs { source, destination, output }) => {
+            show(&output, &Request::Steer(SteerRequest::Trace { source, destination }))
+        }
+        SteerCommand::Detach(args) => detach(&args),
     }
 }
 
@@ -85,14 +106,24 @@ fn end_at_signal() -> Result<CancellationToken> {
     Ok(token)
 }
 
-fn status(args: &StatusArgs) -> Result<()> {
-    match control::ask(&args.socket, &Request::Status)? {
-        Response::Status(status) if args.json => {
-            say(&serde_json::to_string_pretty(&status).context("failed to print the status")?)
-        }
-        Response::Status(status) => say(&status.to_string()),
-        Response::Error(error) => anyhow::bail!(error),
-    }
+/// Asks, and prints the answer as it is wanted.
+fn show(args: &StatusArgs, request: &Request) -> Result<()> {
+    let response = control::ask(&args.daemon.socket, request)?;
+    say(&if args.json { response.to_json()? } else { response.to_string() })
+}
+
+fn undrain(args: &SocketArgs) -> Result<()> {
+    control::ask(&args.socket, &Request::Undrain)?;
+    say("new connections are taken again")
+}
+
+fn weight(args: &WeightArgs) -> Result<()> {
+    let request = match args.weight {
+        None => WeightRequest::Show,
+        Some(Weight::Number(weight)) => WeightRequest::Set(weight),
+        Some(Weight::Default) => WeightRequest::Default,
+    };
+    say(&control::ask(&args.daemon.socket, &Request::Weight(request))?.to_string())
 }
 
 fn make_certificates(command: PkiCommand) -> Result<()> {
@@ -118,10 +149,13 @@ fn make_certificates(command: PkiCommand) -> Result<()> {
 
 fn detach(args: &ConfigArgs) -> Result<()> {
     let config = config::load(&args.config)?;
-    let interface = &config.steering.interface;
-    if dataplane::detach(&run::dataplane_settings(&config, [0; 6]))? {
-        say(&format!("{interface}: detached; its packets are no longer steered"))
-    } else {
-        say(&format!("{interface}: nothing was attached"))
+    let interfaces: Vec<&str> = config.steering.interfaces.iter().map(String::as_str).collect();
+    let detached = dataplane::detach(&run::dataplane_settings(&config), &interfaces)?;
+    for interface in &detached {
+        say(&format!("{interface}: detached; its packets are no longer steered"))?;
     }
+    for interface in interfaces.iter().filter(|name| !detached.iter().any(|detached| detached == *name)) {
+        say(&format!("{interface}: nothing was attached"))?;
+    }
+    Ok(())
 }

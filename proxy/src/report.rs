@@ -1,7 +1,6 @@
 //! Gathers what `autocluster status` and a Prometheus scrape ask for.
 
 use std::{
-    collections::BTreeMap,
     sync::{Arc, atomic::Ordering},
     time::Instant,
 };
@@ -12,26 +11,27 @@ use prometheus_client::{
     encoding::{DescriptorEncoder, EncodeMetric},
     metrics::{MetricType, counter::ConstCounter, gauge::ConstGauge},
 };
-use proxy_core::{
-    cluster::NodeState,
-    directory::Counts,
-    steering::{Member, Plan},
-};
+use proxy_core::directory::Counts;
 use tokio::sync::watch;
 
 use crate::{
-    control::{Request, Response},
+    dataplane::Mode,
     drivers::{
+        abuse::Abuse,
         cluster::{ClusterStats, View},
         directory::SharedDirectory,
-        steering::SharedDataplane,
+        steering::{SharedDataplane, Snapshot},
     },
     metrics::{Metrics, Protocol},
+    operator,
     scanner::Scanner,
     status::{
         DirectoryStatus, MemberStatus, NodeStatus, ScannerStatus, SourceStatus, Status, SteeringStatus, VipStatus,
+        abuse::AbuseStatus,
+        steering::{InterfaceStatus, NOT_ATTACHED},
     },
     transport::TransportStats,
+    weight::WeightStore,
 };
 
 /// Everything that a status is made of.
@@ -39,26 +39,24 @@ use crate::{
 pub struct Reporter {
     pub started: Instant,
     pub name: String,
-    pub interface: String,
     pub view: watch::Receiver<Arc<View>>,
     pub directory: SharedDirectory,
     pub scanner: Scanner,
     pub dataplane: SharedDataplane,
+    pub steering: watch::Receiver<Arc<Snapshot>>,
+    pub abuse: Abuse,
+    pub weight: WeightStore,
     pub metrics: Arc<Metrics>,
 }
 
 impl Reporter {
-    /// Answers one request of the control socket.
-    pub async fn answer(self, request: Request) -> Response {
-        let Request::Status = request;
-        match self.status().await {
-            Ok(status) => Response::Status(Box::new(status)),
-            Err(error) => Response::Error(format!("{error:#}")),
-        }
-    }
-
-    async fn status(&self) -> Result<Status> {
+    /// Everything at one moment.
+    ///
+    /// # Errors
+    /// The program's counters cannot be read.
+    pub async fn status(&self) -> Result<Status> {
         let view = Arc::clone(&self.view.borrow());
+        let steering = Arc::clone(&self.steering.borrow());
         let scanner = self.scanner_status().await;
         let counters = self.dataplane.lock().counters()?;
         let (sources, conflicts) = self.sources();
@@ -69,8 +67,11 @@ impl Reporter {
                 name: self.name.clone(),
                 version: env!("CARGO_PKG_VERSION").to_owned(),
                 uptime_s: self.started.elapsed().as_secs(),
+                state: view.own_state().name().to_owned(),
+                weight: self.weight.load(),
+                drain: operator::drain_status(&steering),
             },
-            members: members(&view)?,
+            members: members(&view, &steering),
             vips: view
                 .owners
                 .iter()
@@ -80,11 +81,26 @@ impl Reporter {
             sources,
             scanner,
             steering: SteeringStatus {
-                interface: self.interface.clone(),
+                interfaces: self.interfaces(),
+                settled: steering.settled,
+                connections: steering.connections,
+                strays: steering.strays,
                 counters: counters.into_iter().map(|(counter, n)| (counter.name().to_owned(), n)).collect(),
             },
+            abuse: self.abuse.status(),
             sessions: sessions.map(|p| (p.name().to_owned(), self.metrics.open_sessions(p))).into_iter().collect(),
         })
+    }
+
+    /// Where and how the program runs.
+    #[must_use]
+    pub fn interfaces(&self) -> Vec<InterfaceStatus> {
+        let dataplane = self.dataplane.lock();
+        let status = |(name, mode): (&str, Option<Mode>)| InterfaceStatus {
+            name: name.to_owned(),
+            mode: mode.map_or(NOT_ATTACHED, Mode::name).to_owned(),
+        };
+        dataplane.attachments().map(status).collect()
     }
 
     async fn scanner_status(&self) -> ScannerStatus {
@@ -128,32 +144,32 @@ fn source(counts: Counts, services: &proxy_core::directory::Services) -> SourceS
     }
 }
 
-fn members(view: &View) -> Result<Vec<MemberStatus>> {
-    let members: Vec<Member> = crate::drivers::steering::members(view);
-    let plan = Plan::build(&members, view.me.as_str())?;
-    let shares: BTreeMap<_, _> = plan.members.iter().map(|slot| slot.name.as_str()).zip(plan.shares()).collect();
+fn members(view: &View, steering: &Snapshot) -> Vec<MemberStatus> {
     let status = |node: &proxy_core::cluster::Node| MemberStatus {
         name: node.name.to_string(),
         address: node.address,
-        state: if node.state == NodeState::Active { "active" } else { "draining" }.to_owned(),
+        state: node.state.name().to_owned(),
         weight: node.weight,
-        buckets: shares.get(node.name.as_str()).copied().unwrap_or(0),
+        buckets: steering.shares.get(node.name.as_str()).copied().unwrap_or_default(),
         this_node: node.name == view.me,
     };
-    Ok(view.members.iter().map(status).collect())
+    view.members.iter().map(status).collect()
 }
 
 /// What is read at each scrape rather than counted by us.
 pub fn collector(
     dataplane: SharedDataplane,
+    (steering, abuse): (watch::Receiver<Arc<Snapshot>>, Abuse),
     (transport, cluster): (Arc<TransportStats>, Arc<ClusterStats>),
     directory: SharedDirectory,
 ) -> Box<dyn Collector> {
-    Box::new(AtScrape { dataplane, transport, cluster, directory })
+    Box::new(AtScrape { dataplane, steering, abuse, transport, cluster, directory })
 }
 
 struct AtScrape {
     dataplane: SharedDataplane,
+    steering: watch::Receiver<Arc<Snapshot>>,
+    abuse: Abuse,
     transport: Arc<TransportStats>,
     cluster: Arc<ClusterStats>,
     directory: SharedDirectory,
@@ -188,8 +204,34 @@ impl Collector for AtScrape {
             (users, directory.conflict_count())
         };
         gauge(&mut encoder, "directory_users", "Users of all back ends", users)?;
-        gauge(&mut encoder, "directory_conflicts", "Addresses that several back ends claim", conflicts)
+        gauge(&mut encoder, "directory_conflicts", "Addresses that several back ends claim", conflicts)?;
+        let snapshot = Arc::clone(&self.steering.borrow());
+        steering(&mut encoder, &snapshot)?;
+        abuse(&mut encoder, &self.abuse.status())
     }
+}
+
+fn steering(encoder: &mut DescriptorEncoder<'_>, snapshot: &Snapshot) -> std::fmt::Result {
+    let holdings = snapshot.holdings.values().sum::<u64>();
+    let unreachable = snapshot.members.iter().filter(|member| member.flags == 0).count();
+    let (draining, settling) = (usize::from(snapshot.drain.is_some()), usize::from(!snapshot.settled));
+    gauge(encoder, "steering_settling", "1 while not every member has told what it has", settling)?;
+    gauge(encoder, "steering_draining", "1 while an operator's drain is in force", draining)?;
+    gauge(encoder, "steering_connections", "Connections that have not ended", snapshot.connections)?;
+    gauge(encoder, "steering_strays", "Of them, in buckets of other front ends", snapshot.strays)?;
+    let holdings = usize::try_from(holdings).unwrap_or(usize::MAX);
+    gauge(encoder, "steering_holdings", "Buckets in which members may have connections that are others'", holdings)?;
+    gauge(encoder, "steering_unreachable", "Members that packets cannot be sent to", unreachable)
+}
+
+fn abuse(encoder: &mut DescriptorEncoder<'_>, status: &AbuseStatus) -> std::fmt::Result {
+    let AbuseStatus { denied_prefixes, limit, cookies } = status;
+    let number = |n: u64| usize::try_from(n).unwrap_or(usize::MAX);
+    gauge(encoder, "denied_prefixes", "Prefixes on the deny list", *denied_prefixes)?;
+    let rate = number(limit.new_connections_per_second.into());
+    gauge(encoder, "new_connection_limit", "New connections per second and source prefix; 0: any number", rate)?;
+    gauge(encoder, "syn_cookies", "1 while new connections are answered by SYN cookies", usize::from(cookies.sending))?;
+    gauge(encoder, "syns_per_second", "SYNs for this front end, lately", number(cookies.syns_per_second))
 }
 
 fn family<'a>(

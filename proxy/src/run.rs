@@ -1,10 +1,12 @@
 //! `autocluster run`: a front end, from its configuration to its end.
 
+mod front_end;
+
 use std::{
     io::ErrorKind,
     net::{IpAddr, SocketAddr},
     sync::Arc,
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use anyhow::{Context, Result, anyhow, ensure};
@@ -13,6 +15,7 @@ use proxy_core::{
     cluster::Node,
     smtp::{Limits, ServerConfig},
 };
+use socket2::SockRef;
 use tokio::{
     net::TcpListener,
     sync::{Semaphore, watch},
@@ -25,29 +28,26 @@ use crate::{
     announce::Announcer,
     config::{self, Config},
     control::Control,
-    dataplane::{self, Dataplane, ProgramLog},
+    dataplane::{self, Dataplane, InterfaceSettings, ProgramLog},
     drivers::{
-        announcer,
-        cluster::{Cluster, Settings, View, own_node},
+        abuse::{self, Abuse},
+        cluster::{Settings, own_node},
         directory::{DirectoryDriver, SharedDirectory},
-        gossip,
         listen::{Accepted, Listening},
         mailbox::Mailbox,
         smtp::{Smtp, TOO_MANY_SESSIONS},
-        steering::{self, SharedDataplane},
+        steering::{self, Here, Link, SharedDataplane},
     },
     io as sockets,
-    metrics::{self, Metrics, Protocol},
-    netdev,
+    metrics::Protocol,
+    netdev::{self, Interface, Segment},
     relay::Relay,
-    report::Reporter,
     scanner::Scanner,
     tls,
     transport::{Identity, Incoming, Transport},
+    weight::WeightStore,
 };
-
-/// Sessions that are carrying something at the end have this long to finish it.
-const SHUTDOWN_GRACE: Duration = Duration::from_secs(10);
+use front_end::FrontEnd;
 
 /// What is bound before anything starts, so that a front end either serves everything or says what is wrong.
 struct Sockets {
@@ -73,8 +73,11 @@ struct Prepared {
     /// Who the agents are told to push to.
     front_ends: watch::Sender<Vec<SocketAddr>>,
     dataplane: SharedDataplane,
-    logger: ProgramLog,
+    abuse: (Abuse, abuse::Maps),
+    loggers: Vec<ProgramLog>,
     announcer: Announcer,
+    steering: steering::Settings,
+    weight: WeightStore,
 }
 
 /// Runs a front end until `shutdown`.
@@ -99,66 +102,20 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<()> {
             return Err(error);
         }
     };
-    let Prepared { me, settings, sockets, directory, front_ends, dataplane, logger, announcer } = prepared;
-
-    let Incoming { datagrams, streams } = sockets.incoming;
-    let (cluster, digests) = Cluster::spawn(me, settings, sockets.transport.clone(), datagrams);
-    tokio::spawn(tell_front_ends(cluster.view(), front_ends));
-
-    let metrics = Arc::new(Metrics::default());
-    let listening = Listening::new(Arc::clone(&metrics), shutdown.clone());
-    let scanner = Scanner::new(config.clamd.clone());
-    let relay = Relay { hostname: config.smtp.hostname.clone(), connector, deadline: config.smtp.backend_timeout };
-    let shared = Shared { config: &config, acceptor, directory: directory.directory(), relay, listening: &listening };
-    serve(&shared, &scanner, sockets.listeners);
-
-    let reporter = Reporter {
-        started,
-        name: config.node.name.clone(),
-        interface: config.steering.interface.clone(),
-        view: cluster.view(),
-        directory: directory.directory(),
-        scanner: scanner.clone(),
-        dataplane: dataplane.clone(),
-        metrics: Arc::clone(&metrics),
-    };
-    let stats = (sockets.transport.stats(), cluster.stats());
-    let background = [
-        tokio::spawn(steering::run(dataplane.clone(), cluster.view(), config.pool.vips.clone())),
-        tokio::spawn(announcer::run(announcer, cluster.view())),
-        tokio::spawn(async move {
-            if let Err(error) = steering::run_log(logger).await {
-                warn!(%error, "the XDP program's exceptions are not logged");
-            }
-        }),
-        tokio::spawn(Arc::clone(&directory).run(streams)),
-        tokio::spawn(gossip::run(cluster.clone(), directory.directory(), digests)),
-        tokio::spawn(sockets.control.run(move |request| reporter.clone().answer(request))),
-    ];
-    if let Some(listener) = sockets.metrics {
-        let collector = crate::report::collector(dataplane.clone(), stats, directory.directory());
-        tokio::spawn(metrics::serve(listener, metrics::registry(&metrics, vec![collector])));
-    }
+    let front_end = FrontEnd::start(&config, prepared, acceptor, connector, started);
     info!(node = config.node.name, vips = ?config.pool.vips, "serving");
-
     shutdown.cancelled().await;
-    leave(&cluster, &listening, &directory).await;
-    background.iter().for_each(tokio::task::JoinHandle::abort);
-    sockets.transport.shutdown().await;
+    front_end.end(config.node.shutdown_grace).await;
     Ok(())
 }
 
-/// First the others must stop sending us new connections; then ours may end.
-async fn leave(cluster: &Cluster, listening: &Listening, directory: &DirectoryDriver) {
-    info!("leaving the pool");
-    cluster.leave().await;
-    listening.tasks.close();
-    if tokio::time::timeout(SHUTDOWN_GRACE, listening.tasks.wait()).await.is_err() {
-        warn!("sessions were cut off at the end of the grace period");
-    }
-    if let Err(error) = directory.store_now().await {
-        warn!(error = format!("{error:#}"), "failed to store the directory");
-    }
+/// The listening sockets again, for what is set on them while they listen.
+fn listening_sockets(listeners: &[Bound]) -> Result<Vec<(SocketAddr, socket2::Socket)>> {
+    let again = |bound: &Bound| {
+        let socket = SockRef::from(&bound.listener).try_clone()?;
+        Ok::<_, std::io::Error>((bound.listener.local_addr()?, socket))
+    };
+    listeners.iter().map(again).collect::<Result<_, _>>().context("failed to share the listening sockets")
 }
 
 /// Every session takes up to two sockets; the soft limit that most systems start us with is far below.
@@ -196,38 +153,65 @@ fn acceptor(config: &Config) -> Result<Option<TlsAcceptor>> {
 
 /// Binds and opens what serving needs. The XDP program is attached last: from then on packets are steered.
 async fn prepare(config: &Config, identity: &Identity, with_tls: bool) -> Result<Prepared> {
-    let interface = netdev::interface(&config.steering.interface).await.context("steering.interface")?;
-    let me = own_node(identity.own(), config.pool.listen, interface.mac, config.steering.weight)?;
+    let segment = Segment::read(&config.steering.interfaces).await.context("steering.interface")?;
+    let weight = WeightStore::new(&config.node.state_dir, config.steering.weight);
+    let here = Here { address: config.pool.listen.ip(), networks: segment.networks() };
+    let me = own_node(identity.own(), config.pool.listen, &segment.macs(), weight.load().weight)?;
+    let me = Node { on_vip_segment: config.pool.vips.iter().any(|vip| here.is_near(*vip)), ..me };
     let sockets = bind(config, identity, with_tls)?;
-    let announcer = Announcer::open(interface.index, interface.mac)?;
+    let announcer = Announcer::open(segment.voices())?;
     // Only the owner of a VIP answers for it, and that is the XDP program's business, not the kernel's.
-    netdev::restrict_arp(&config.steering.interface).context("steering.interface")?;
+    segment.prepare().context("steering.interface")?;
     let (front_ends, front_ends_seen) = watch::channel(vec![config.pool.listen]);
     let directory = DirectoryDriver::open(&config.node.state_dir, front_ends_seen).context("node.state_dir")?;
     let settings = Settings::new(config.pool.seeds.clone(), config.pool.vips.clone())?;
-    let (dataplane, logger) = prepare_dataplane(config, interface.mac, with_tls)?;
+    let (dataplane, loggers) = prepare_dataplane(config, &segment, with_tls)?;
     let dataplane = SharedDataplane::new(dataplane);
-    Ok(Prepared { me, settings, sockets, directory, front_ends, dataplane, logger, announcer })
+    let abuse = Abuse::open(&config.node.name, &config.node.state_dir, config.abuse, dataplane.clone())?;
+    let encapsulation_port = config.steering.encapsulation_port;
+    let link = Link { indexes: segment.routed(), mtu: segment.mtu(), encapsulation_port };
+    let services = listening_sockets(&sockets.listeners)?;
+    let steering = steering::Settings { key: config.pool.key, vips: config.pool.vips.clone(), services, here, link };
+    Ok(Prepared {
+        me,
+        settings,
+        sockets,
+        directory,
+        front_ends,
+        dataplane,
+        abuse,
+        loggers,
+        announcer,
+        steering,
+        weight,
+    })
 }
 
-fn prepare_dataplane(config: &Config, mac: [u8; 6], with_tls: bool) -> Result<(Dataplane, ProgramLog)> {
-    let settings = dataplane_settings(config, mac);
+fn prepare_dataplane(config: &Config, segment: &Segment, with_tls: bool) -> Result<(Dataplane, Vec<ProgramLog>)> {
+    let interface = |interface: &Interface| InterfaceSettings {
+        name: interface.name.clone(),
+        mac: interface.mac,
+        mtu: u16::try_from(interface.mtu).unwrap_or(u16::MAX),
+    };
+    let interfaces = segment.interfaces().iter().map(interface).collect();
+    let settings = dataplane::Settings { interfaces, ..dataplane_settings(config) };
     let mut dataplane = Dataplane::open(&settings)?;
     // Whatever an earlier daemon owned may be another's by now.
     let unowned = config.pool.vips.iter().map(|vip| (*vip, false));
     dataplane.set_vips(unowned).context("failed to declare the virtual addresses")?;
     dataplane.set_services(services(config, with_tls)).context("failed to declare the services")?;
-    let logger = dataplane.logger()?;
-    dataplane.attach(&settings)?;
-    Ok((dataplane, logger))
+    let loggers = dataplane.loggers()?;
+    dataplane.attach()?;
+    Ok((dataplane, loggers))
 }
 
-/// What the dataplane needs of the configuration.
+/// What the dataplane needs of the configuration; the interfaces are not looked at.
 #[must_use]
-pub fn dataplane_settings(config: &Config, mac: [u8; 6]) -> dataplane::Settings {
+pub fn dataplane_settings(config: &Config) -> dataplane::Settings {
     dataplane::Settings {
-        interface: config.steering.interface.clone(),
-        mac,
+        node: config.node.name.clone(),
+        interfaces: vec![],
+        mode: config.steering.mode,
         bpffs: config.steering.bpffs.clone(),
         key: config.pool.key,
     }
@@ -351,15 +335,6 @@ fn mailbox(shared: &Shared<'_>, protocol: Protocol, config: &config::Mailbox) ->
         shutdown: shared.listening.shutdown.clone(),
         login_timeout: config.login_timeout,
         idle_timeout: config.idle_timeout,
-    }
-}
-
-/// Keeps the agents told of the live front ends.
-async fn tell_front_ends(mut views: watch::Receiver<Arc<View>>, addresses: watch::Sender<Vec<SocketAddr>>) {
-    loop {
-        let live = views.borrow_and_update().members.iter().map(|member| member.address).collect();
-        if addresses.send(live).is_err() || views.changed().await.is_err() {
-            return;
-        }
+        ending: shared.listening.ending.clone(),
     }
 }

@@ -8,6 +8,14 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
+pub mod abuse;
+pub mod drain;
+pub mod steering;
+
+use abuse::AbuseStatus;
+use drain::{DrainState, DrainStatus, WeightStatus};
+use steering::InterfaceStatus;
+
 /// A front end, its pool and what it serves.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Status {
@@ -18,6 +26,7 @@ pub struct Status {
     pub directory: DirectoryStatus,
     pub scanner: ScannerStatus,
     pub steering: SteeringStatus,
+    pub abuse: AbuseStatus,
     pub sessions: BTreeMap<String, i64>,
 }
 
@@ -27,6 +36,11 @@ pub struct NodeStatus {
     pub name: String,
     pub version: String,
     pub uptime_s: u64,
+    /// `joining`, `active` or `draining`.
+    pub state: String,
+    #[serde(flatten)]
+    pub weight: WeightStatus,
+    pub drain: DrainStatus,
 }
 
 /// A live front end.
@@ -34,11 +48,11 @@ pub struct NodeStatus {
 pub struct MemberStatus {
     pub name: String,
     pub address: SocketAddr,
-    /// `active` or `draining`.
+    /// `joining`, `active` or `draining`.
     pub state: String,
     pub weight: u16,
-    /// Buckets, of 65,536, that it is first for.
-    pub buckets: usize,
+    /// Buckets, of 262,144, that it owns.
+    pub buckets: u32,
     pub this_node: bool,
 }
 
@@ -94,7 +108,13 @@ pub struct ScannerStatus {
 /// The XDP program.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct SteeringStatus {
-    pub interface: String,
+    pub interfaces: Vec<InterfaceStatus>,
+    /// Every member has told which connections it has.
+    pub settled: bool,
+    /// This front end's connections that have not ended.
+    pub connections: usize,
+    /// Those of them that are in buckets of other front ends.
+    pub strays: usize,
     /// Packets by verdict and reason.
     #[serde(flatten)]
     pub counters: BTreeMap<String, u64>,
@@ -103,10 +123,14 @@ pub struct SteeringStatus {
 impl fmt::Display for Status {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let node = &self.node;
-        writeln!(f, "{} (AutoCluster {}), up {}", node.name, node.version, duration(node.uptime_s))?;
+        write!(f, "{} (AutoCluster {}), up {}, {}", node.name, node.version, duration(node.uptime_s), node.weight)?;
+        match node.drain.state {
+            DrainState::None => writeln!(f, ", {}", node.state)?,
+            DrainState::Draining | DrainState::Drained | DrainState::Expired => writeln!(f, "\n{}", node.drain)?,
+        }
         let members = self.members.iter().map(|m| {
             let me = if m.this_node { "this node" } else { "" };
-            let share = format!("{:.1} %", 100.0 * share(m.buckets));
+            let share = format!("{:.1} %", 100.0 * share(m.buckets as usize));
             vec![m.name.clone(), m.address.to_string(), m.state.clone(), m.weight.to_string(), share, me.to_owned()]
         });
         table(f, &["FRONT END", "ADDRESS", "STATE", "WEIGHT", "SHARE", ""], members)?;
@@ -127,7 +151,18 @@ impl fmt::Display for Status {
         writeln!(f, "Sessions:  {}", sessions.join(", "))?;
         let counters = self.steering.counters.iter().filter(|(_, n)| **n > 0);
         let counters: Vec<_> = counters.map(|(name, n)| format!("{name} {n}")).collect();
-        write!(f, "Steering:  {}: {}", self.steering.interface, counters.join(", "))
+        let SteeringStatus { interfaces, settled, connections, strays, .. } = &self.steering;
+        let interfaces = steering::interfaces(interfaces);
+        let settling = if *settled { "" } else { ", settling" };
+        writeln!(
+            f,
+            "Steering:  {interfaces}: {connections} connections, {strays} of them in others' buckets{settling}"
+        )?;
+        let AbuseStatus { denied_prefixes, limit, cookies } = &self.abuse;
+        writeln!(f, "Denied:    {denied_prefixes} prefixes")?;
+        writeln!(f, "Limit:     {limit}")?;
+        writeln!(f, "Floods:    {cookies}")?;
+        write!(f, "Packets:   {}", counters.join(", "))
     }
 }
 
@@ -164,8 +199,17 @@ fn duration(seconds: u64) -> String {
     }
 }
 
+/// [`table`] as text.
+#[must_use]
+pub fn table_text(head: &[&str], rows: impl Iterator<Item = Vec<String>>) -> String {
+    let mut text = String::new();
+    // Writing to a string does not fail.
+    let _written = table(&mut text, head, rows);
+    text
+}
+
 /// An empty line, the head, and the rows, in columns as wide as they need to be.
-fn table(f: &mut fmt::Formatter<'_>, head: &[&str], rows: impl Iterator<Item = Vec<String>>) -> fmt::Result {
+fn table(f: &mut impl fmt::Write, head: &[&str], rows: impl Iterator<Item = Vec<String>>) -> fmt::Result {
     let mut lines = vec![head.iter().map(ToString::to_string).collect()];
     lines.extend(rows);
     let width = |column: usize| lines.iter().map(|l: &Vec<String>| l[column].chars().count()).max().unwrap_or(0);
@@ -187,10 +231,18 @@ mod tests {
 
     #[test]
     fn json_is_flat_where_people_script() {
-        let steering =
-            SteeringStatus { interface: "eth0".into(), counters: [("own_new_connections".to_owned(), 7)].into() };
-        let json = serde_json::to_value(steering).unwrap();
-        assert_eq!(json["own_new_connections"], 7);
+        let steering = SteeringStatus {
+            interfaces: vec![InterfaceStatus { name: "eth0".into(), mode: "generic".into() }],
+            settled: true,
+            connections: 3,
+            strays: 0,
+            counters: [("own_new_connections".to_owned(), 7)].into(),
+        };
+        let json = serde_json::to_value(&steering).unwrap();
+        assert_eq!((&json["own_new_connections"], &json["connections"]), (&7.into(), &3.into()));
+        let read: SteeringStatus = serde_json::from_value(json).unwrap();
+        assert_eq!((read.connections, read.counters), (3, steering.counters));
+        assert_eq!(steering::interfaces(&read.interfaces), "eth0 (generic: slow)");
     }
 
     #[test]

@@ -105,12 +105,18 @@ impl Default for Tuning {
 pub enum StreamKind {
     /// The recipient directory's logs.
     Directory = 1,
+    /// What front ends tell each other of their connections.
+    Steering = 2,
+    /// The deny list between front ends.
+    Deny = 3,
 }
 
 impl StreamKind {
     fn from_byte(byte: u8) -> Option<Self> {
         match byte {
             1 => Some(Self::Directory),
+            2 => Some(Self::Steering),
+            3 => Some(Self::Deny),
             _ => None,
         }
     }

@@ -3,9 +3,12 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Output;
+use std::time::Duration;
 
 use anyhow::{Context, ensure};
-use autocluster_tests::lab::{Host, Lab, program};
+use autocluster_tests::lab::{Host, Lab, program, until, until_some};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 use crate::Test;
 
@@ -16,9 +19,13 @@ pub(crate) const TESTS: &[Test] = &[
     ("bad_config::port_in_use", port_in_use),
     ("bad_config::metrics_port_in_use", metrics_port_in_use),
     ("bad_config::interface_without_driver_xdp", interface_without_driver_xdp),
+    ("bad_config::generic_where_the_driver_has_no_xdp", generic_where_the_driver_has_no_xdp),
 ];
 
 const CONFIG_ERROR: i32 = 2;
+/// A front end that is alone waits two seconds for others.
+const START_LIMIT: Duration = Duration::from_secs(15);
+const END_LIMIT: Duration = Duration::from_secs(15);
 
 /// The configuration of fe1 with some texts replaced, in a file of its own.
 fn variant(lab: &Lab, name: &str, replace: &[(&str, &str)]) -> anyhow::Result<PathBuf> {
@@ -85,7 +92,7 @@ fn elsewhere<'a>(lab: &Lab, host: &str, more: &[(&'a str, &'a str)]) -> anyhow::
         (format!("{own}/state"), format!("{other}/state")),
         (format!("{own}/control.sock"), format!("{other}/control.sock")),
         (format!("{own}/bpf"), "/sys/fs/bpf".to_owned()),
-        ("listen = \"10.77.0.11:7400\"".to_owned(), format!("listen = \"{}:7400\"", host.v4())),
+        ("listen = \"10.77.0.11:7400\"".to_owned(), format!("listen = \"{}:7400\"", lab.spec().v4(host))),
     ];
     replace.extend(more.iter().map(|(old, new)| ((*old).to_owned(), (*new).to_owned())));
     Ok(replace)
@@ -110,7 +117,7 @@ fn port_in_use(lab: &Lab) -> anyhow::Result<()> {
 
 /// Every port is taken before anything is attached: the last one as well as the first.
 fn metrics_port_in_use(lab: &Lab) -> anyhow::Result<()> {
-    let dovecot = format!("metrics_listen = \"{}:110\"", "be1".parse::<Host>()?.v4());
+    let dovecot = format!("metrics_listen = \"{}:110\"", lab.spec().v4("be1".parse()?));
     let free = [
         ("port = 25", "port = 2525"),
         ("port = 143", "port = 2143"),
@@ -133,10 +140,51 @@ fn interface_without_driver_xdp(lab: &Lab) -> anyhow::Result<()> {
     let made = lab.exec("client", &["ip", "link", "add", "br7", "type", "bridge"])?;
     ensure!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
     lab.exec("client", &["ip", "link", "set", "br7", "up"])?;
-    let outcome = run_elsewhere(lab, "client", "no-driver-xdp", &[("interface = \"eth0\"", "interface = \"br7\"")]);
+    let outcome = run_elsewhere(
+        lab,
+        "client",
+        "no-driver-xdp",
+        // The mode `auto` would take the generic one instead.
+        &[("interface = \"eth0\"", "interface = \"br7\"\nmode = \"driver\"")],
+    );
     lab.exec("client", &["ip", "link", "delete", "br7"])?;
     let (output, said) = outcome?;
     ensure!(output.status.code().is_some_and(|code| code != 0 && code != 124), "{:?}: {said}", output.status);
     ensure!(said.contains("br7") && said.contains("driver"), "{said}");
+    Ok(())
+}
+
+/// By default the same interface will do, slowly, and the front end says so. It has a network of its own: one that is
+/// up on the client host would have the VIPs there.
+fn generic_where_the_driver_has_no_xdp(lab: &Lab) -> anyhow::Result<()> {
+    const HOST: &str = "client";
+    let replace = elsewhere(lab, HOST, &[("interface = \"eth0\"", "interface = \"br7\"")])?;
+    let replace: Vec<(&str, &str)> = replace.iter().map(|(old, new)| (old.as_str(), new.as_str())).collect();
+    let config = variant(lab, "generic", &replace)?.display().to_string();
+    let host: Host = HOST.parse()?;
+    let script = format!(
+        "ip link set lo up && ip link add br7 type bridge && ip address add {}/24 dev br7 && ip link set br7 up \
+         && mount -t bpf bpf /sys/fs/bpf && exec \"$0\" run --config \"$1\"",
+        lab.spec().v4(host)
+    );
+    let program = program()?.display().to_string();
+    let mut daemon = lab.spawn(HOST, &["unshare", "--net", "sh", "-c", &script, &program, &config])?;
+    let socket = lab.layout().host_dir(host).join("control.sock").display().to_string();
+    let shown = until_some("the front end steers", START_LIMIT, || {
+        let output = lab.exec(HOST, &[&program, "steer", "show", "--socket", &socket])?;
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        Ok(output.status.success().then_some(said))
+    });
+    let pid = Pid::from_raw(i32::try_from(daemon.id())?);
+    kill(pid, Signal::SIGTERM)?;
+    let ended = until("it ends", END_LIMIT, || matches!(daemon.try_wait(), Ok(Some(_))));
+    if ended.is_err() {
+        daemon.kill()?;
+    }
+    let said = daemon.wait_with_output()?;
+    let said = String::from_utf8_lossy(&said.stderr).into_owned();
+    let (shown, _) = shown.with_context(|| said)?;
+    ended?;
+    ensure!(shown.lines().any(|line| line.contains("br7") && line.contains("generic")), "{shown}");
     Ok(())
 }

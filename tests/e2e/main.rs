@@ -1,4 +1,4 @@
-//! The end-to-end tests: one lab, real servers, the real daemon; one test at a time, in this order.
+//! The end-to-end tests: real servers, the real daemon; one lab and one test at a time, in this order.
 #![allow(clippy::print_stderr, reason = "a test runner talks to its user")]
 
 mod abuse;
@@ -13,6 +13,12 @@ mod refusals;
 mod sight;
 mod smuggling;
 mod steering;
+mod steering_apart;
+mod steering_crowd;
+mod steering_flood;
+mod steering_handmade;
+mod steering_interfaces;
+mod steering_restart;
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -29,8 +35,30 @@ pub(crate) const SECOND: &str = "e2esecond";
 
 type Test = (&'static str, fn(&Lab) -> anyhow::Result<()>);
 
+/// What a test's lab looks like.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Pool {
+    /// Three front ends, two back ends.
+    Usual,
+    /// Five front ends that take tens of thousands of sessions, and a sixth that is not started.
+    Large,
+    /// Two front ends on the client's segment, one behind a router.
+    Apart,
+}
+
+impl Pool {
+    fn spec(self) -> Spec {
+        let usual = Spec { name: lab_name(LAB), ..Spec::default() };
+        match self {
+            Self::Usual => usual,
+            Self::Large => Spec { frontends: 6, late: 1, backends: 1, crowd: true, ..usual },
+            Self::Apart => Spec { far: 1, backends: 1, ..usual },
+        }
+    }
+}
+
 /// The lab, made when the first test asks for it; or why it could not be made, which is told once.
-static THE_LAB: Mutex<Option<Result<Lab, String>>> = Mutex::new(None);
+static THE_LAB: Mutex<Option<(Pool, Result<Lab, String>)>> = Mutex::new(None);
 
 /// A name for a lab that no other run uses.
 pub(crate) fn lab_name(kind: &str) -> String {
@@ -56,22 +84,35 @@ fn main() -> ExitCode {
     arguments.test_threads = Some(1);
     let obstacle = lab::obstacle();
     let tests = [
-        lab_itself::TESTS,
-        delivery::TESTS,
-        refusals::TESTS,
-        sight::TESTS,
-        smuggling::TESTS,
-        injection::TESTS,
-        directory::TESTS,
-        steering::TESTS,
-        abuse::TESTS,
-        failures::TESTS,
-        bad_config::TESTS,
-        failover::TESTS,
-        // Last: counts what all the others caused.
-        steering::CLOSING_TESTS,
+        (Pool::Usual, lab_itself::TESTS),
+        (Pool::Usual, delivery::TESTS),
+        (Pool::Usual, refusals::TESTS),
+        (Pool::Usual, sight::TESTS),
+        (Pool::Usual, smuggling::TESTS),
+        (Pool::Usual, injection::TESTS),
+        (Pool::Usual, directory::TESTS),
+        (Pool::Usual, steering::TESTS),
+        (Pool::Usual, steering_interfaces::TESTS),
+        (Pool::Usual, abuse::TESTS),
+        (Pool::Usual, failures::TESTS),
+        (Pool::Usual, bad_config::TESTS),
+        // Want a pool whose front ends have been up for minutes, so before any of them dies.
+        (Pool::Usual, steering_handmade::COOKIE_TESTS),
+        (Pool::Usual, failover::TESTS),
+        // Counts what all the others caused.
+        (Pool::Usual, steering::CLOSING_TESTS),
+        (Pool::Large, steering_handmade::TESTS),
+        (Pool::Large, steering_flood::TESTS),
+        (Pool::Large, steering_restart::TESTS),
+        (Pool::Large, steering_crowd::TESTS),
+        (Pool::Large, steering::CLOSING_TESTS_OF_LARGE),
+        (Pool::Apart, steering_apart::TESTS),
+        (Pool::Apart, steering::CLOSING_TESTS_OF_APART),
     ];
-    let trials = tests.iter().flat_map(|theme| theme.iter()).map(|test| trial(*test, obstacle.as_deref())).collect();
+    let trials = tests
+        .iter()
+        .flat_map(|(pool, theme)| theme.iter().map(|test| trial(*pool, *test, obstacle.as_deref())))
+        .collect();
     if let Some(reason) = &obstacle {
         eprintln!("end-to-end tests are skipped: {reason}");
         // Set where everything that a lab needs is here: then a skipped test hides a fault.
@@ -84,8 +125,8 @@ fn main() -> ExitCode {
     if conclusion.has_failed() || !taken_away { ExitCode::FAILURE } else { ExitCode::SUCCESS }
 }
 
-fn trial((name, test): Test, obstacle: Option<&str>) -> Trial {
-    let trial = Trial::test(name, move || with_lab(test).map_err(|error| Failed::from(format!("{error:#}"))));
+fn trial(pool: Pool, (name, test): Test, obstacle: Option<&str>) -> Trial {
+    let trial = Trial::test(name, move || with_lab(pool, test).map_err(|error| Failed::from(format!("{error:#}"))));
     match obstacle {
         // The runner prints the kind before the name: a skipped test says why.
         Some(reason) => trial.with_kind(reason.split(':').next().unwrap_or(reason)).with_ignored_flag(true),
@@ -93,11 +134,15 @@ fn trial((name, test): Test, obstacle: Option<&str>) -> Trial {
     }
 }
 
-fn with_lab(test: fn(&Lab) -> anyhow::Result<()>) -> anyhow::Result<()> {
+fn with_lab(pool: Pool, test: fn(&Lab) -> anyhow::Result<()>) -> anyhow::Result<()> {
     let mut slot = THE_LAB.lock().unwrap_or_else(PoisonError::into_inner);
-    let made = slot.get_or_insert_with(|| {
-        let spec = Spec { name: lab_name(LAB), ..Spec::default() };
-        Lab::up(spec, &Progress::quiet()).map_err(|error| format!("no lab: {error:#}"))
+    // Two labs at a time would only take memory from each other.
+    if slot.as_ref().is_some_and(|(made, _)| *made != pool) {
+        *slot = None;
+    }
+    let (_, made) = slot.get_or_insert_with(|| {
+        let made = Lab::up(pool.spec(), &Progress::quiet()).map_err(|error| format!("no lab: {error:#}"));
+        (pool, made)
     });
     match made {
         Ok(lab) => test(lab),
@@ -108,13 +153,12 @@ fn with_lab(test: fn(&Lab) -> anyhow::Result<()>) -> anyhow::Result<()> {
 /// Statics are not dropped.
 fn take_away() -> bool {
     let lab = THE_LAB.lock().unwrap_or_else(PoisonError::into_inner).take();
-    let Some(Ok(lab)) = lab else { return true };
+    let Some((_, Ok(lab))) = lab else { return true };
+    lab.keep();
     if std::env::var_os("AUTOCLUSTER_LAB_KEEP").is_some() {
         eprintln!("the lab stays: cargo xtask lab status --name {}", lab_name(LAB));
-        lab.keep();
         return true;
     }
-    lab.keep();
     match lab::down(&lab_name(LAB)) {
         Ok(()) => true,
         Err(error) => {

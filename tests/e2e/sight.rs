@@ -22,7 +22,7 @@ fn status(lab: &Lab) -> anyhow::Result<()> {
         );
         let buckets: u64 =
             status["members"].as_array().into_iter().flatten().filter_map(|m| m["buckets"].as_u64()).sum();
-        ensure!(buckets == 65_536, "every bucket has an owner: {status}");
+        ensure!(buckets == 262_144, "every bucket has an owner: {status}");
         ensure!(
             status["vips"].as_array().is_some_and(|vips| vips.iter().all(|vip| vip["owner"].is_string())),
             "{status}"

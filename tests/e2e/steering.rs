@@ -1,13 +1,18 @@
 //! Connections are shared over the front ends by the XDP program, and no packet is damaged.
 
 use anyhow::{Context, ensure};
-use autocluster_tests::lab::Lab;
+use autocluster_tests::lab::{Host, Lab};
 use autocluster_tests::scenario::spread_connections;
 
 use crate::Test;
 
 pub(crate) const TESTS: &[Test] = &[("steering::ten_thousand_connections", ten_thousand_connections)];
 pub(crate) const CLOSING_TESTS: &[Test] = &[("steering::no_bad_checksum_anywhere", no_bad_checksum_anywhere)];
+/// The same for the other labs.
+pub(crate) const CLOSING_TESTS_OF_LARGE: &[Test] =
+    &[("steering_crowd::no_bad_checksum_anywhere", no_bad_checksum_anywhere)];
+pub(crate) const CLOSING_TESTS_OF_APART: &[Test] =
+    &[("steering_apart::no_bad_checksum_anywhere", no_bad_checksum_anywhere)];
 
 const CONNECTIONS: u32 = 10_000;
 /// Of a front end's equal share.
@@ -25,15 +30,16 @@ fn ten_thousand_connections(lab: &Lab) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The value of one counter of /proc/net/snmp.
-fn snmp(text: &str, protocol: &str, counter: &str) -> Option<u64> {
+/// The value of one counter of /proc/net/snmp or /proc/net/netstat.
+pub(crate) fn snmp(text: &str, protocol: &str, counter: &str) -> Option<u64> {
     let mut lines = text.lines().filter_map(|line| line.strip_prefix(protocol)?.strip_prefix(": "));
     let column = lines.next()?.split(' ').position(|name| name == counter)?;
     lines.next()?.split(' ').nth(column)?.parse().ok()
 }
 
 fn no_bad_checksum_anywhere(lab: &Lab) -> anyhow::Result<()> {
-    for status in lab.hosts() {
+    // The router receives nothing itself.
+    for status in lab.hosts().into_iter().filter(|status| status.host != Host::ROUTER) {
         let host = status.host.to_string();
         let text = String::from_utf8(lab.exec(&host, &["cat", "/proc/net/snmp"])?.stdout)?;
         for protocol in ["Tcp", "Udp"] {

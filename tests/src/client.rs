@@ -220,11 +220,19 @@ impl Reader {
     /// # Errors
     /// If the login was refused or the connection broke.
     pub fn fetch(&self, lab: &Lab, account: &Account, mark: &str) -> anyhow::Result<(u64, Option<Vec<u8>>)> {
+        let (count, content, _) = self.fetch_by(lab, account, mark)?;
+        Ok((count, content))
+    }
+
+    /// The same, and the front end that the session was with.
+    fn fetch_by(&self, lab: &Lab, account: &Account, mark: &str) -> anyhow::Result<(u64, Option<Vec<u8>>, String)> {
         let mut request = self.request(lab, self.protocol.command(), account);
         request["mark"] = json!(mark);
         let answer = call(lab, &request)?;
         let content = answer["content"].as_str().map(unbase64).transpose()?;
-        Ok((answer["count"].as_u64().unwrap_or_default(), content))
+        let greeting = answer["greeting"].as_str().unwrap_or_default();
+        let name = greeting.split_whitespace().find_map(|word| word.strip_suffix(".pool.test"));
+        Ok((answer["count"].as_u64().unwrap_or_default(), content, name.unwrap_or_default().to_owned()))
     }
 
     /// Fails unless the message is there exactly once with the very body that was sent.
@@ -232,13 +240,21 @@ impl Reader {
     /// # Errors
     /// With what is there instead.
     pub fn expect(&self, lab: &Lab, account: &Account, message: &Message) -> anyhow::Result<()> {
-        let (count, content) = self.fetch(lab, account, &message.mark)?;
+        self.expect_by(lab, account, message).map(drop)
+    }
+
+    /// The same; the front end that the session was with.
+    ///
+    /// # Errors
+    /// With what is there instead.
+    pub fn expect_by(&self, lab: &Lab, account: &Account, message: &Message) -> anyhow::Result<String> {
+        let (count, content, front_end) = self.fetch_by(lab, account, &message.mark)?;
         ensure!(count == 1, "{}: the message is there {count} times by {self:?}", account.address);
         let content = content.unwrap_or_default();
         let (sent, got) = (message.body(), body_of(&content));
         let first = sent.iter().zip(got).position(|(a, b)| a != b);
         ensure!(sent == got, "{} octets sent, {} read by {self:?}; differ at {first:?}", sent.len(), got.len());
-        Ok(())
+        Ok(front_end)
     }
 }
 
@@ -287,6 +303,18 @@ pub fn tls_injection(
     Ok((text("unasked"), text("answer")))
 }
 
+/// What a session does while nobody wants anything of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pastime {
+    /// Nothing.
+    Silence,
+    /// IMAP's IDLE: the server tells news unasked.
+    Idle,
+}
+
+/// How long an answer of a held session may take: three repetitions of a lost packet.
+const HELD_PATIENCE_S: u32 = 5;
+
 /// IMAP sessions that stay logged in.
 #[derive(Debug)]
 pub struct HeldSessions {
@@ -302,10 +330,11 @@ impl HeldSessions {
     ///
     /// # Errors
     /// If one login fails.
-    pub fn open(lab: &Lab, reader: &Reader, account: &Account, count: u32) -> anyhow::Result<Self> {
+    pub fn open(lab: &Lab, reader: &Reader, account: &Account, count: u32, pastime: Pastime) -> anyhow::Result<Self> {
         let mut request = reader.request(lab, "hold", account);
         request["count"] = json!(count);
-        request["patience_s"] = json!(2);
+        request["idle"] = json!(pastime == Pastime::Idle);
+        request["patience_s"] = json!(HELD_PATIENCE_S);
         let mut child = lab.spawn("client", &[PYTHON, "-c", SCRIPT])?;
         let mut input = child.stdin.take().context("no standard input")?;
         let output = BufReader::new(child.stdout.take().context("no standard output")?);

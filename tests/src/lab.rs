@@ -28,7 +28,7 @@ pub use backend::Service;
 pub use handle::Lab;
 pub use layout::{Layout, RUN_DIR};
 pub use obstacle::obstacle;
-pub use pki::{MAIL_NAME, program};
+pub use pki::{MAIL_NAME, program, tool};
 pub use progress::Progress;
 pub use spec::{Host, HostKind, MAX_BACKENDS, MAX_FRONTENDS, Spec, VIP, VIP6};
 pub use status::{HostStatus, ProcessStatus};

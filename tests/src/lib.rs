@@ -2,6 +2,8 @@
 //! with real servers (Dovecot, clamd) in them. The end-to-end tests, the demo and `cargo xtask lab` share it.
 
 pub mod client;
+pub mod crowd;
 pub mod lab;
+pub mod packet;
 pub mod scenario;
 pub mod wire;

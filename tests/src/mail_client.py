@@ -112,7 +112,7 @@ def imap_fetch(request):
         _, data = imap.fetch(numbers[-1], "(BODY.PEEK[])")
         content = base64.b64encode(data[0][1]).decode()
     imap.logout()
-    return {"count": len(numbers), "content": content}
+    return {"count": len(numbers), "content": content, "greeting": imap.welcome.decode()}
 
 
 class Pop3(poplib.POP3):
@@ -140,7 +140,7 @@ def pop3_fetch(request):
             found.append(b"\r\n".join(lines) + b"\r\n")
     pop3.quit()
     content = base64.b64encode(found[-1]).decode() if found else None
-    return {"count": len(found), "content": content}
+    return {"count": len(found), "content": content, "greeting": pop3.welcome.decode()}
 
 
 def connect(request):
@@ -160,20 +160,54 @@ def connect(request):
     return {"attempts": attempts, "failures": failures, "recovered_s": last_failure}
 
 
+class Noop:
+    """A session that asks nothing until it is tried."""
+
+    def __init__(self, imap):
+        self.imap = imap
+
+    def works(self):
+        return self.imap.noop()[0] == "OK"
+
+
+class Idle:
+    """A session that waits for news by IDLE (RFC 2177), as phones do; imaplib has no command for it."""
+
+    def __init__(self, imap):
+        self.imap = imap
+        self.begin()
+
+    def begin(self):
+        self.tag = self.imap._new_tag()
+        self.imap.send(self.tag + b" IDLE\r\n")
+        while not self.imap.readline().startswith(b"+"):
+            pass
+
+    def works(self):
+        self.imap.send(b"DONE\r\n")
+        line = self.imap.readline()
+        while line and not line.startswith(self.tag):
+            line = self.imap.readline()
+        if not line.startswith(self.tag + b" OK"):
+            return False
+        self.begin()
+        return True
+
+
 def hold(request):
     """Logs in many times and keeps the sessions; then answers each line of input by trying all of them."""
     sessions = {}
     for _ in range(request["count"]):
         imap = imap_login(request)
         imap.select("INBOX")
-        sessions[imap.sock.getsockname()[1]] = imap
+        sessions[imap.sock.getsockname()[1]] = Idle(imap) if request["idle"] else Noop(imap)
     print(json.dumps({"ports": list(sessions)}), flush=True)
     for _line in sys.stdin:
         broken = []
-        for port, imap in sessions.items():
+        for port, session in sessions.items():
             try:
-                imap.sock.settimeout(request["patience_s"])
-                if imap.noop()[0] != "OK":
+                session.imap.sock.settimeout(request["patience_s"])
+                if not session.works():
                     broken.append(port)
             except (OSError, imaplib.IMAP4.error):
                 broken.append(port)

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 
-use crate::client::{HeldSessions, Mailbox, Message, Reader, Reconnects, Tls, reconnect};
+use crate::client::{HeldSessions, Mailbox, Message, Pastime, Reader, Reconnects, Tls, reconnect};
 use crate::lab::{Account, Lab, VIP, until_some};
 use crate::wire::{Wire, reset_on_close};
 
@@ -96,7 +96,7 @@ pub struct Death {
 /// # Errors
 /// If the sessions could not be opened, or did not spread over the victim and others.
 pub fn death_of(lab: &Lab, victim: u8, count: u32) -> anyhow::Result<(Death, Survivors)> {
-    let mut sessions = HeldSessions::open(lab, &imap(), &Account::local(1, 1), count)?;
+    let mut sessions = HeldSessions::open(lab, &imap(), &Account::local(1, 1), count, Pastime::Silence)?;
     ensure!(sessions.broken()?.is_empty(), "sessions broke before anything was killed");
     let doomed: HashSet<u64> = lab.client_ports(victim, 993)?.into_iter().collect();
     let others = sessions.ports.iter().filter(|port| !doomed.contains(port)).count();

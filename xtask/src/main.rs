@@ -32,7 +32,8 @@ enum Command {
     /// Show the pool at work, step by step
     #[command(disable_help_flag = true)]
     Demo(Passed),
-    /// Measure, beside a peer or the floor: `membership` compares the engines (`bench membership -- --help`)
+    /// Measure, beside a peer or the floor: `membership` compares the engines, `steer` weighs the XDP program
+    /// (`bench steer -- --help`)
     Bench {
         what: Bench,
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
@@ -48,6 +49,7 @@ enum Command {
 #[derive(Clone, Copy, clap::ValueEnum)]
 enum Bench {
     Membership,
+    Steer,
 }
 
 /// Arguments that another program reads.
@@ -73,6 +75,7 @@ fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
         Command::Lab(passed) => run::lab(&passed.arguments),
         Command::Demo(passed) => run::demo(&passed.arguments),
         Command::Bench { what: Bench::Membership, arguments } => run::bench_membership(&arguments),
+        Command::Bench { what: Bench::Steer, arguments } => run::bench_steer(&arguments),
         Command::Test { filter } => test::command(filter.as_deref()),
         Command::Tidy => {
             setup::ensure()?.require_daemon()?;

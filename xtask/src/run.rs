@@ -58,6 +58,20 @@ pub(crate) fn bench_membership(arguments: &[String]) -> anyhow::Result<ExitCode>
     Err(error).context("failed to run cargo")
 }
 
+/// What the table builder has in a release build; the rest is the tests' build, which takes minutes less.
+const OPTIMIZED: [&str; 2] =
+    ["--config=profile.dev.package.proxy-core.opt-level=3", "--config=profile.dev.package.proxy-common.opt-level=3"];
+
+/// `cargo xtask bench steer …`
+pub(crate) fn bench_steer(arguments: &[String]) -> anyhow::Result<ExitCode> {
+    setup::ensure()?.require_daemon()?;
+    let mut command =
+        cargo(&["run", "--quiet", "--package", "autocluster", "--features", "bench", "--bin", "steer-bench"]);
+    // Terminal, signals and exit code are the program's own from here on.
+    let error = command.args(OPTIMIZED).arg("--").args(arguments).exec();
+    Err(error).context("failed to run cargo")
+}
+
 /// Builds the daemon and the lab, by the profile that the tests use too: nothing is compiled twice.
 pub(crate) fn build_all() -> anyhow::Result<()> {
     must(&mut cargo(&["build", "--package", "autocluster", "--package", "autocluster-tests"]))

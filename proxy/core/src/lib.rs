@@ -2,6 +2,7 @@
 //! no clock and rolls no dice; the daemon feeds it events and obeys the actions it asks for.
 #![forbid(unsafe_code)]
 
+pub mod abuse;
 pub mod address;
 pub mod cluster;
 pub mod directory;

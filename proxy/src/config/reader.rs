@@ -301,6 +301,20 @@ impl<T: FromValue> FromValue for Vec<T> {
     }
 }
 
+/// What may be one value or a list of such.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OneOrMore<T>(pub Vec<T>);
+
+impl<T: FromValue> FromValue for OneOrMore<T> {
+    fn from_value(value: &DeValue<'_>) -> Result<Self, String> {
+        if let DeValue::Array(_) = value {
+            Vec::from_value(value).map(Self)
+        } else {
+            Ok(Self(vec![T::from_value(value)?]))
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

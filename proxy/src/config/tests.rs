@@ -79,6 +79,42 @@ fn what_is_missing_is_named() {
 }
 
 #[test]
+fn one_interface_or_several_are_named() {
+    let files = Files::new();
+    let with = |value: &str| files.load(&GOOD.replace("\"lo\"", value));
+    assert_eq!(with("\"lo\"").unwrap().steering.interfaces, ["lo"]);
+    assert_eq!(with("[\"lo\"]").unwrap().steering.interfaces, ["lo"]);
+    for (value, faults) in [
+        ("[]", &["1 to 4"][..]),
+        ("[\"lo\", \"lo\"]", &["lo twice"]),
+        ("[\"lo\", \"nosuch0\", \"nosuch1\"]", &["nosuch0", "nosuch1"]),
+        ("3", &["a string"]),
+        ("[\"lo\", 3]", &["a string"]),
+    ] {
+        let problems = with(value).unwrap_err().problems;
+        assert_eq!(problems.len(), faults.len(), "{value}: {problems:?}");
+        for (problem, word) in problems.iter().zip(faults) {
+            assert_eq!((problem.line, problem.key.as_str()), (Some(13), "steering.interface"));
+            assert!(problem.fault.contains(word), "{value}: {}", problem.fault);
+        }
+    }
+}
+
+#[test]
+fn limits_are_read_and_checked() {
+    let (files, line) = (Files::new(), GOOD.lines().count() + 2);
+    let config = files.load(&format!("{GOOD}[abuse]\nnew_connections_per_second = 0\nprefix_v6 = 64\n")).unwrap();
+    assert_eq!((config.abuse.limit.per_second, config.abuse.limit.prefix_v6), (None, 64));
+    for (key, value) in
+        [("prefix_v4", 0), ("prefix_v4", 288), ("prefix_v6", 65), ("new_connections_per_second", 100_000_000)]
+    {
+        let problems = files.load(&format!("{GOOD}[abuse]\n{key} = {value}\n")).unwrap_err().problems;
+        let told: Vec<_> = problems.iter().map(|p| (p.line, p.key.as_str())).collect();
+        assert_eq!(told, [(Some(line), &*format!("abuse.{key}"))], "{value}");
+    }
+}
+
+#[test]
 fn a_pool_key_is_32_hexadecimal_digits() {
     let files = Files::new();
     std::fs::write(files.0.path().join("pool.key"), "0123").unwrap();
@@ -107,8 +143,15 @@ fn the_documented_defaults_are_true() {
         ("imap.idle_timeout", seconds(config.imap.idle_timeout)),
         ("pop3.port", config.pop3.port.to_string()),
         ("pop3.tls_port", config.pop3.tls_port.to_string()),
+        ("steering.mode", format!("{:?}", config.steering.mode.name())),
+        ("steering.encapsulation_port", config.steering.encapsulation_port.to_string()),
         ("steering.weight", config.steering.weight.to_string()),
         ("steering.bpffs", format!("{:?}", config.steering.bpffs)),
+        ("abuse.new_connections_per_second", config.abuse.limit.per_second.unwrap().to_string()),
+        ("abuse.prefix_v4", config.abuse.limit.prefix_v4.to_string()),
+        ("abuse.prefix_v6", config.abuse.limit.prefix_v6.to_string()),
+        ("abuse.syn_cookies_above", config.abuse.syn_cookies_above.to_string()),
+        ("node.shutdown_grace", seconds(config.node.shutdown_grace)),
         ("node.state_dir", format!("{:?}", config.node.state_dir)),
         ("node.control_socket", format!("{:?}", config.node.control_socket)),
         ("log.format", "\"text\"".into()),

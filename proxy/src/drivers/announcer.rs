@@ -112,8 +112,10 @@ mod tests {
 
     fn view(members: &[&str], owned: &[u8]) -> View {
         let me = NodeName::parse("fe1").unwrap();
-        let node =
-            |name: &&str| Node::new(NodeName::parse(name).unwrap(), 1, "10.0.0.1:7400".parse().unwrap(), [0; 6], 100);
+        let node = |name: &&str| {
+            let node = Node::new(NodeName::parse(name).unwrap(), 1, "10.0.0.1:7400".parse().unwrap(), [0; 6], 100);
+            Node { state: NodeState::Active, ..node }
+        };
         View {
             version: 1,
             settled: true,
@@ -139,6 +141,17 @@ mod tests {
         let both = vec![vip(1), vip(2)];
         let expected = [(0, both.clone()), (200, both.clone()), (1000, both.clone()), (3000, both)];
         assert_eq!(announcements(&mut schedule, start), expected);
+    }
+
+    #[test]
+    fn a_node_that_joins_announces_nothing_until_it_serves() {
+        let (mut schedule, start) = (Schedule::default(), Instant::now());
+        let mut joining = view(&["fe1"], &[1]);
+        joining.members[0].state = NodeState::Joining;
+        schedule.handle_view(start, &joining);
+        assert_eq!(schedule.poll_timeout(), None);
+        schedule.handle_view(start, &view(&["fe1"], &[1]));
+        assert_eq!(announcements(&mut schedule, start).len(), ANNOUNCE_AT.len());
     }
 
     #[test]
@@ -172,7 +185,7 @@ mod tests {
             ip("link set vb up");
             let (va, vb) = (netdev::interface("va").await.unwrap(), netdev::interface("vb").await.unwrap());
             let tap = announce::tests::tap(vb.index);
-            let announcer = Announcer::open(va.index, va.mac).unwrap();
+            let announcer = Announcer::open(vec![(va.index, va.mac)]).unwrap();
             let (views, receiver) = watch::channel(Arc::new(view(&["fe1", "fe2"], &[1])));
             let running = tokio::spawn(run(announcer, receiver));
             let seen = async |vip: u8| {

@@ -55,9 +55,21 @@ impl View {
         Self { version, settled, me: machine.me().name.clone(), members, owners }
     }
 
-    /// The VIPs that this node is to announce.
+    /// The VIPs that this node is to answer for and announce: none before it serves.
     pub fn own_vips(&self) -> impl Iterator<Item = IpAddr> {
-        self.owners.iter().filter(|(_, owner)| **owner == self.me).map(|(vip, _)| *vip)
+        let serves = self.own_state() != NodeState::Joining;
+        self.owners.iter().filter(move |(_, owner)| serves && **owner == self.me).map(|(vip, _)| *vip)
+    }
+
+    /// What the others take this node for.
+    #[must_use]
+    pub fn own_state(&self) -> NodeState {
+        self.members.iter().find(|node| node.name == self.me).map_or(NodeState::Joining, |node| node.state)
+    }
+
+    /// All members but this one.
+    pub fn others(&self) -> impl Iterator<Item = &Node> {
+        self.members.iter().filter(|node| node.name != self.me)
     }
 }
 
@@ -85,10 +97,12 @@ impl Settings {
 }
 
 /// Describes this node to the pool: its name is the one its certificate proves, its generation the time of its start.
+/// It joins at first; whoever sets its state says when it serves. `macs`: of its interfaces on the segment; it gets its
+/// packets by the first one.
 ///
 /// # Errors
 /// When the identity is not a front end's, others can't reach the address, or the clock stands before 1970.
-pub fn own_node(identity: &PeerIdentity, address: SocketAddr, mac: MacAddress, weight: u16) -> Result<Node> {
+pub fn own_node(identity: &PeerIdentity, address: SocketAddr, macs: &[MacAddress], weight: u16) -> Result<Node> {
     ensure!(identity.role == Role::Frontend, "{identity} is no front end: it can't be a member");
     ensure!(
         !address.ip().is_unspecified() && address.port() != 0,
@@ -97,7 +111,8 @@ pub fn own_node(identity: &PeerIdentity, address: SocketAddr, mac: MacAddress, w
     let name = NodeName::parse(&identity.name)?;
     let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).context("the clock stands before 1970")?;
     let generation = u64::try_from(since_epoch.as_millis()).context("the clock is far off")?;
-    Ok(Node::new(name, generation, address, mac, weight))
+    let (mac, more_macs) = macs.split_first().context("no Ethernet address is known")?;
+    Ok(Node { more_macs: more_macs.to_vec(), ..Node::new(name, generation, address, *mac, weight) })
 }
 
 /// Counters of the driver.

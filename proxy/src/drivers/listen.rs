@@ -23,7 +23,11 @@ use crate::{
 #[derive(Clone)]
 pub struct Listening {
     pub metrics: Arc<Metrics>,
+    /// The daemon is to end: sessions that carry nothing do, new ones at once.
     pub shutdown: CancellationToken,
+    /// The daemon ends: nothing is accepted any more, and all sessions end.
+    pub ending: CancellationToken,
+    /// The sessions.
     pub tasks: TaskTracker,
     next_id: Arc<AtomicU64>,
 }
@@ -36,13 +40,15 @@ pub struct Accepted {
 
 impl Listening {
     #[must_use]
-    pub fn new(metrics: Arc<Metrics>, shutdown: CancellationToken) -> Self {
+    pub fn new(metrics: Arc<Metrics>) -> Self {
         // Ids begin somewhere else at each start, so that two starts' logs do not share them.
         let first = std::time::UNIX_EPOCH.elapsed().map_or(0, |d| d.as_secs()) << 20;
-        Self { metrics, shutdown, tasks: TaskTracker::new(), next_id: Arc::new(AtomicU64::new(first)) }
+        let (shutdown, ending) = (CancellationToken::new(), CancellationToken::new());
+        Self { metrics, shutdown, ending, tasks: TaskTracker::new(), next_id: Arc::new(AtomicU64::new(first)) }
     }
 
-    /// Accepts until shutdown. `serve` runs each connection, in a span with an id of its own; `refuse` tells one
+    /// Accepts until the end, not only until shutdown: the handshake of a connection that is still this front end's may
+    /// take a while, and it must not be refused. `serve` runs each connection, in a span with an id of its own; `refuse` tells one
     /// too many.
     pub fn spawn<S, F, R>(&self, listener: TcpListener, protocol: Protocol, limit: &Arc<Semaphore>, serve: S, refuse: R)
     where
@@ -51,7 +57,7 @@ impl Listening {
         R: Fn() -> Option<&'static [u8]> + Send + Sync + 'static,
     {
         let (this, limit) = (self.clone(), Arc::clone(limit));
-        self.tasks.spawn(async move {
+        tokio::spawn(async move {
             while let Some(accepted) = this.accept(&listener).await {
                 this.metrics.connections.get_or_create(&ByProtocol { protocol }).inc();
                 let Ok(permit) = Arc::clone(&limit).try_acquire_owned() else {
@@ -79,12 +85,12 @@ impl Listening {
         });
     }
 
-    /// None at shutdown.
+    /// None at the end.
     async fn accept(&self, listener: &TcpListener) -> Option<Accepted> {
         loop {
             let accepted = tokio::select! {
                 accepted = listener.accept() => accepted,
-                () = self.shutdown.cancelled() => return None,
+                () = self.ending.cancelled() => return None,
             };
             match accepted.and_then(|(stream, peer)| sockets::prepare(&stream).map(|()| (stream, peer))) {
                 Ok((stream, peer)) => return Some(Accepted { stream: Stream::Plain(stream), peer }),

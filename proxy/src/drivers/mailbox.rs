@@ -40,7 +40,10 @@ pub struct Mailbox {
     /// How back ends are reached; the name is of its first use.
     pub relay: Relay,
     pub metrics: Arc<Metrics>,
+    /// Who has not logged in is told to come back.
     pub shutdown: CancellationToken,
+    /// All sessions end.
+    pub ending: CancellationToken,
     pub login_timeout: Duration,
     pub idle_timeout: Duration,
 }
@@ -375,7 +378,7 @@ impl Connection<'_> {
         drop((leftover, pipelined));
         let joined = tokio::select! {
             joined = crate::io::join(client, &mut stream, service.idle_timeout) => joined,
-            () = service.shutdown.cancelled() => {
+            () = service.ending.cancelled() => {
                 // The client comes back to another front end.
                 debug!("session ended by shutdown");
                 return Ok(());

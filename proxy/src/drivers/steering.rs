@@ -1,26 +1,40 @@
-//! Keeps the XDP program in step with the membership view.
+//! Steering: feeds the steering machine with the members, with the kernel's connections and with what the others hold;
+//! keeps the XDP program in step with its plans; and tells the pool what this front end is: joining, active, draining.
 
 use std::{
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use anyhow::{Context, Result};
-use proxy_core::{
-    cluster::{Node, NodeState},
-    steering::{Member, Plan},
+use proxy_common::hash::SteeringKey;
+use tokio::{
+    io::unix::AsyncFd,
+    sync::{mpsc, oneshot, watch},
 };
-use tokio::{io::unix::AsyncFd, sync::watch};
-use tracing::{error, info};
 
-use super::cluster::View;
-use crate::dataplane::{Dataplane, ProgramLog};
+use super::cluster::Cluster;
+use crate::{
+    dataplane::{Dataplane, ProgramLog},
+    transport::{IncomingStream, Transport},
+};
 
-/// The program answers for VIPs only for so long after a sign of life from its daemon: when that dies, another front
-/// end becomes the owner, and two must not answer.
-const ANSWER_FOR: Duration = Duration::from_millis(800);
-const ALIVE_EVERY: Duration = Duration::from_millis(200);
+mod census;
+mod driver;
+mod links;
+mod path;
+mod reach;
+mod snapshot;
+
+pub use path::Link;
+pub use reach::Here;
+pub use snapshot::Snapshot;
+
+/// Orders that wait for the driver.
+const COMMAND_QUEUE: usize = 16;
+/// What others told and the driver has not looked at; their streams wait then.
+const HEARD_QUEUE: usize = 64;
 
 /// The program, for the driver that writes it and the status that reads it.
 #[derive(Clone)]
@@ -32,72 +46,98 @@ impl SharedDataplane {
         Self(Arc::new(Mutex::new(dataplane)))
     }
 
-    /// Exclusive use, for microseconds.
+    /// Exclusive use, for milliseconds at the most.
     pub fn lock(&self) -> MutexGuard<'_, Dataplane> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Applies every new view: the table first, then who answers for the virtual addresses, so that a front end never
-/// draws packets that it cannot steer.
-pub async fn run(dataplane: SharedDataplane, mut views: watch::Receiver<Arc<View>>, vips: Vec<IpAddr>) {
-    let mut alive = tokio::time::interval(ALIVE_EVERY);
-    loop {
-        let view = Arc::clone(&views.borrow_and_update());
-        // Until the members are known, the table of an earlier life is the best there is.
-        if view.settled
-            && let Err(error) = apply(&dataplane, &view, &vips)
-        {
-            error!(error = format!("{error:#}"), version = view.version, "failed to steer by the new members");
-        }
-        loop {
-            tokio::select! {
-                changed = views.changed() => match changed {
-                    Ok(()) => break,
-                    // This front end has left the pool: from now on others answer for all of them.
-                    Err(_ended) => {
-                        let unowned = vips.iter().map(|vip| (*vip, false));
-                        if let Err(error) = dataplane.lock().set_vips(unowned) {
-                            error!(error = format!("{error:#}"), "failed to give the virtual addresses up");
-                        }
-                        return;
-                    }
-                },
-                _ = alive.tick() => dataplane.lock().keep_answering(ANSWER_FOR),
-            }
+/// What is steered, and where.
+#[derive(Debug)]
+pub struct Settings {
+    pub key: SteeringKey,
+    pub vips: Vec<IpAddr>,
+    /// Whose connections are steered, and their listening sockets.
+    pub services: Vec<(SocketAddr, socket2::Socket)>,
+    pub here: Here,
+    pub link: Link,
+}
+
+#[derive(Debug)]
+enum Command {
+    Drain(Option<Duration>, oneshot::Sender<()>),
+    /// Answered by false if there was no drain.
+    Undrain(oneshot::Sender<bool>),
+    Stop(oneshot::Sender<()>),
+}
+
+/// Handle to the driver; clones talk to the same one.
+#[derive(Debug, Clone)]
+pub struct Steering {
+    commands: mpsc::Sender<Command>,
+    snapshot: watch::Receiver<Arc<Snapshot>>,
+}
+
+impl Steering {
+    /// Starts the driver. It ends when the membership does: then this front end answers for no VIP and takes nothing.
+    pub fn spawn(
+        settings: Settings,
+        dataplane: SharedDataplane,
+        cluster: Cluster,
+        transport: Transport,
+        streams: mpsc::Receiver<IncomingStream>,
+    ) -> (Self, tokio::task::JoinHandle<()>) {
+        let (command_sender, commands) = mpsc::channel(COMMAND_QUEUE);
+        let (heard_sender, heard) = mpsc::channel(HEARD_QUEUE);
+        let (snapshot_sender, snapshot) = watch::channel(Arc::default());
+        drop(tokio::spawn(links::receive(streams, heard_sender)));
+        let driver = driver::Driver::new(settings, dataplane, cluster, links::Links::new(transport), snapshot_sender);
+        let task = tokio::spawn(driver.run(commands, heard));
+        (Self { commands: command_sender, snapshot }, task)
+    }
+
+    /// What is known now, and whenever it changes.
+    #[must_use]
+    pub fn snapshot(&self) -> watch::Receiver<Arc<Snapshot>> {
+        self.snapshot.clone()
+    }
+
+    /// Begins a drain that gives up after `limit`, or gives one that runs this limit.
+    ///
+    /// # Errors
+    /// The driver has ended.
+    pub async fn drain(&self, limit: Option<Duration>) -> Result<()> {
+        self.ask(|answer| Command::Drain(limit, answer)).await
+    }
+
+    /// Takes new connections again; false if there was no drain.
+    ///
+    /// # Errors
+    /// The driver has ended.
+    pub async fn undrain(&self) -> Result<bool> {
+        self.ask(Command::Undrain).await
+    }
+
+    /// Takes nothing new any more, for the daemon is to end. Returns when all members know, or `limit` is over.
+    pub async fn stop(&self, limit: Duration) {
+        let stopped = async {
+            let mut snapshot = self.snapshot.clone();
+            self.ask(Command::Stop).await?;
+            snapshot.wait_for(|s| s.all_know_of_the_end()).await.context("the steering driver has ended")?;
+            Ok::<_, anyhow::Error>(())
+        };
+        match tokio::time::timeout(limit, stopped).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::debug!(error = format!("{error:#}"), "nobody is left to tell of the end"),
+            Err(_elapsed) => tracing::warn!("not every member has confirmed that this front end ends"),
         }
     }
-}
 
-/// The view's members, as steering sees them.
-#[must_use]
-pub fn members(view: &View) -> Vec<Member> {
-    let member = |node: &Node| Member {
-        name: node.name.as_str().to_owned(),
-        mac: node.mac,
-        weight: node.weight,
-        active: node.state == NodeState::Active,
-    };
-    view.members.iter().map(member).collect()
-}
-
-fn apply(dataplane: &SharedDataplane, view: &View, vips: &[IpAddr]) -> Result<()> {
-    let members = members(view);
-    let started = std::time::Instant::now();
-    let plan = Plan::build(&members, view.me.as_str())?;
-    let mut dataplane = dataplane.lock();
-    dataplane.apply(&plan).context("failed to switch the table")?;
-    let owned = |vip: &IpAddr| view.owners.get(vip) == Some(&view.me);
-    dataplane.set_vips(vips.iter().map(|vip| (*vip, owned(vip)))).context("failed to declare the virtual addresses")?;
-    let names: Vec<_> = members.iter().map(|m| m.name.as_str()).collect();
-    info!(
-        version = view.version,
-        members = names.join(","),
-        vips = vips.iter().filter(|vip| owned(vip)).map(ToString::to_string).collect::<Vec<_>>().join(","),
-        took_us = started.elapsed().as_micros(),
-        "steering"
-    );
-    Ok(())
+    async fn ask<T>(&self, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> Result<T> {
+        let (answer, answered) = oneshot::channel();
+        self.commands.send(command(answer)).await.ok().context("the steering driver has ended")?;
+        answered.await.context("the steering driver has ended")
+    }
 }
 
 /// Prints what the program says of exceptions, as it says it.

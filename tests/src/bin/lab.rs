@@ -46,6 +46,15 @@ struct Up {
     /// Network, Dovecot, Postfix and clamd only
     #[arg(long)]
     bare: bool,
+    /// So many of the front ends, the last ones, stand behind a router
+    #[arg(long, default_value_t = 0)]
+    far: u8,
+    /// So many of the front ends, the last ones, are not started
+    #[arg(long, default_value_t = 0)]
+    late: u8,
+    /// Front ends take tens of thousands of sessions, and bear with silent ones
+    #[arg(long)]
+    crowd: bool,
 }
 
 #[derive(Args)]
@@ -81,6 +90,9 @@ fn up(args: Up) -> anyhow::Result<()> {
         backends: args.backends,
         users: args.users,
         bare: args.bare,
+        far: args.far,
+        late: args.late,
+        crowd: args.crowd,
     };
     let lab = Lab::up(spec, &progress)?;
     progress.step(&format!("lab {:?} is up: {}", lab.spec().name, lab.layout().dir().display()));
@@ -100,7 +112,7 @@ fn status(name: &str) -> anyhow::Result<()> {
                 format!("{} {} {}", process.name, process.pid, if process.alive { "running" } else { "ENDED" })
             })
             .collect();
-        let (v4, v6) = (status.host.v4().to_string(), status.host.v6().to_string());
+        let (v4, v6) = (lab.spec().v4(status.host).to_string(), lab.spec().v6(status.host).to_string());
         let daemons = daemons.join(", ");
         writeln!(out, "{:<8} {v4:<12} {v6:<10} {daemons}", status.host.to_string())?;
     }

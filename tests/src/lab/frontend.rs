@@ -10,7 +10,7 @@ use nix::mount::{MsFlags, mount};
 
 use super::layout::Layout;
 use super::network::INTERFACE;
-use super::spec::{Host, Spec, VIP, VIP6};
+use super::spec::{Host, POOL_DOMAIN, Spec, VIP, VIP6};
 use super::{backend, pki, process, scanner, status};
 
 pub(super) const PROCESS: &str = "autocluster";
@@ -74,7 +74,7 @@ pub(super) fn autocluster_argv(command: &str, config: &Path) -> anyhow::Result<V
 
 /// The front ends that everybody asks first, as a TOML list's content.
 pub(super) fn seeds(spec: &Spec) -> String {
-    let seeds: Vec<String> = spec.frontend_hosts().map(|host| format!("\"{}:{POOL_PORT}\"", host.v4())).collect();
+    let seeds: Vec<String> = spec.frontend_hosts().map(|host| format!("\"{}:{POOL_PORT}\"", spec.v4(host))).collect();
     seeds.join(", ")
 }
 
@@ -89,8 +89,20 @@ pub(super) fn identity(layout: &Layout, host: Host) -> String {
     )
 }
 
+/// Keys of `[smtp]` and `[imap]` for tens of thousands of sessions that are silent most of the time.
+const fn patience(spec: &Spec) -> (&'static str, &'static str) {
+    if spec.crowd {
+        ("max_sessions = 16000\ncommand_timeout = 3600\n", "max_sessions = 16000\nlogin_timeout = 3600\n")
+    } else {
+        ("", "")
+    }
+}
+
 fn config(layout: &Layout, spec: &Spec, host: Host) -> String {
     let (dir, pki) = (layout.host_dir(host), layout.pki_dir());
+    let (smtp, imap) = patience(spec);
+    // One machine does the flood's work and the whole pool's: a flood is smaller here than one by many.
+    let abuse = if spec.crowd { "syn_cookies_above = 2500\n" } else { "" };
     format!(
         "[node]\nname = \"{host}\"\nstate_dir = \"{dir}/state\"\ncontrol_socket = \"{control}\"\n\
          metrics_listen = \"127.0.0.1:9104\"\n\n{identity}\n\
@@ -99,14 +111,16 @@ fn config(layout: &Layout, spec: &Spec, host: Host) -> String {
          [steering]\ninterface = \"{INTERFACE}\"\nbpffs = \"{bpffs}\"\n\n\
          [tls]\ncertificate = \"{pki}/mail.pem\"\nkey = \"{pki}/mail.key\"\n\n\
          # Its own name in greeting and trace header: a test can tell who took a message.\n\
-         [smtp]\nhostname = \"{host}.pool.test\"\nport = 25\n\n\
-         [imap]\nport = 143\ntls_port = 993\n\n[pop3]\nport = 110\ntls_port = 995\n\n\
+         [smtp]\nhostname = \"{host}.{POOL_DOMAIN}\"\nport = 25\n{smtp}\n\
+         [imap]\nport = 143\ntls_port = 993\n{imap}\n[pop3]\nport = 110\ntls_port = 995\n\n\
+         # All clients of the lab have the same few addresses.\n\
+         [abuse]\nnew_connections_per_second = 0\n{abuse}\n\
          [scanner]\nclamd = \"unix:{clamd}\"\n",
         dir = dir.display(),
         pki = pki.display(),
         control = layout.control_socket(host).display(),
         identity = identity(layout, host),
-        v4 = host.v4(),
+        v4 = spec.v4(host),
         seeds = seeds(spec),
         bpffs = layout.bpffs(host).display(),
         clamd = scanner::socket(layout, host).display(),

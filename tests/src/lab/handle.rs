@@ -2,6 +2,7 @@
 
 use std::env;
 use std::fs;
+use std::net::IpAddr;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -116,12 +117,15 @@ impl Lab {
         for host in self.spec.frontend_hosts() {
             frontend::mount_bpffs(&self.layout, host)?;
             frontend::write_config(&self.layout, &self.spec, host)?;
+        }
+        for host in self.spec.early_hosts() {
             frontend::start(&self.layout, host)?;
         }
         for host in self.spec.backend_hosts() {
             backend::start_agent(&self.layout, &self.spec, host)?;
         }
-        progress.step(&format!("started {} front ends and {} agents", self.spec.frontends, self.spec.backends));
+        let early = self.spec.early_hosts().count();
+        progress.step(&format!("started {early} front ends and {} agents", self.spec.backends));
         Ok(())
     }
 
@@ -129,9 +133,10 @@ impl Lab {
         if self.spec.bare {
             return Ok(());
         }
-        let (members, sources) = (usize::from(self.spec.frontends), usize::from(self.spec.backends));
-        for host in self.spec.frontend_hosts() {
-            frontend::await_ready(&self.layout, host, members, sources)?;
+        let started = self.started();
+        for number in &started {
+            let host = Host::frontend(*number);
+            frontend::await_ready(&self.layout, host, started.len(), usize::from(self.spec.backends))?;
         }
         progress.step("every front end knows every other and every back end's users");
         frontend::await_vips(&self.layout, &self.spec)?;
@@ -211,6 +216,13 @@ impl Lab {
         namespace::enter(&self.layout.namespace(self.host(host)?), work)
     }
 
+    /// The numbers of the front ends that were ever started, whatever became of them.
+    #[must_use]
+    pub fn started(&self) -> Vec<u8> {
+        let is_recorded = |host: &Host| process::recorded_pid(&self.layout, *host, frontend::PROCESS).is_some();
+        self.spec.frontend_hosts().filter(is_recorded).map(|host| host.number).collect()
+    }
+
     /// Every host and its daemons.
     #[must_use]
     pub fn hosts(&self) -> Vec<HostStatus> {
@@ -280,12 +292,61 @@ impl Lab {
         Ok(())
     }
 
-    /// Waits until every front end sees all others and all sources.
+    /// Waits until every front end that was ever started sees all others and all sources.
     ///
     /// # Errors
     /// If one does not in time.
     pub fn await_pool(&self) -> anyhow::Result<()> {
         self.await_own_daemons(&Progress::quiet())
+    }
+
+    /// Sends SIGTERM to a front end's daemon; returns at once, while it may still finish what it has.
+    ///
+    /// # Errors
+    /// If it does not run.
+    pub fn terminate_front_end(&self, number: u8) -> anyhow::Result<()> {
+        let pid = self.pid(&Host::frontend(number).to_string(), frontend::PROCESS)?;
+        process::signal(pid, Signal::SIGTERM)
+    }
+
+    /// Runs `autocluster ARGUMENTS --socket ...` against the daemon of a front end; what it printed.
+    ///
+    /// # Errors
+    /// If it fails, with its words.
+    pub fn cli(&self, number: u8, arguments: &[&str]) -> anyhow::Result<String> {
+        let host = Host::frontend(number);
+        let socket = self.layout.control_socket(host).display().to_string();
+        let argv = [&["autocluster"], arguments, &["--socket", &socket]].concat();
+        let output = self.exec(&host.to_string(), &argv)?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "{arguments:?} on {host}: {}: {}", output.status, said.trim());
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    /// The same with `--json`.
+    ///
+    /// # Errors
+    /// If it fails, or prints no JSON.
+    pub fn cli_json(&self, number: u8, arguments: &[&str]) -> anyhow::Result<Value> {
+        let text = self.cli(number, &[arguments, &["--json"]].concat())?;
+        serde_json::from_str(&text).with_context(|| format!("{arguments:?} printed no JSON: {text}"))
+    }
+
+    /// Makes an address of the client's segment that no kernel has: all others find it at the client, whose kernel
+    /// passes over what comes for it. So a test can be the other end of a connection itself.
+    ///
+    /// # Errors
+    /// If ip(8) fails.
+    pub fn stand_in(&self, address: IpAddr) -> anyhow::Result<()> {
+        let mac = self.mac("client")?.map(|octet| format!("{octet:02x}")).join(":");
+        let address = address.to_string();
+        let neighbours = self.spec.frontend_hosts().filter(|host| !self.spec.is_far(*host));
+        for host in neighbours.chain((self.spec.far > 0).then_some(Host::ROUTER)) {
+            let entry = ["ip", "neigh", "replace", &address, "lladdr", &mac, "dev", "eth0", "nud", "permanent"];
+            let output = self.exec(&host.to_string(), &entry)?;
+            ensure!(output.status.success(), "{entry:?}: {}", String::from_utf8_lossy(&output.stderr));
+        }
+        Ok(())
     }
 
     /// Stops clamd of a front end.

@@ -20,13 +20,18 @@ pub fn program() -> anyhow::Result<PathBuf> {
     if let Some(path) = env::var_os("AUTOCLUSTER_BIN") {
         return Ok(PathBuf::from(path));
     }
+    tool("autocluster").context("cargo build -p autocluster, or set AUTOCLUSTER_BIN")
+}
+
+/// A program that was built beside this one.
+///
+/// # Errors
+/// If there is none of this name.
+pub fn tool(name: &str) -> anyhow::Result<PathBuf> {
     let own = env::current_exe().context("failed to find this program's own path")?;
     // Test programs are one directory deeper than the others.
-    let found = own.ancestors().skip(1).take(2).map(|dir| dir.join("autocluster")).find(|path| path.is_file());
-    let path = found.with_context(|| {
-        format!("no autocluster beside {} (cargo build -p autocluster, or set AUTOCLUSTER_BIN)", own.display())
-    })?;
-    Ok(path)
+    let found = own.ancestors().skip(1).take(2).map(|dir| dir.join(name)).find(|path| path.is_file());
+    found.with_context(|| format!("no {name} beside {}", own.display()))
 }
 
 /// The certificate authority, one certificate per node, and the one that mail clients see.
@@ -35,7 +40,7 @@ pub(super) fn make(layout: &Layout, spec: &Spec) -> anyhow::Result<()> {
     let dir = layout.pki_dir();
     autocluster(&program, &["pki", "init", "--dir", path_text(&dir)?])?;
     for host in spec.frontend_hosts() {
-        issue(&program, &dir, "frontend", &host.to_string(), &[host.v4().to_string(), host.v6().to_string()])?;
+        issue(&program, &dir, "frontend", &host.to_string(), &[spec.v4(host).to_string(), spec.v6(host).to_string()])?;
     }
     for host in spec.backend_hosts() {
         issue(&program, &dir, "backend", &host.to_string(), &[host.v4().to_string(), host.v6().to_string()])?;

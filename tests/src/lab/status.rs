@@ -71,6 +71,11 @@ pub(super) fn is_settled(status: &Value) -> bool {
 
 /// Connections that the XDP program gave to this front end itself.
 pub(super) fn own_new_connections(status: &Value) -> anyhow::Result<u64> {
-    let value = &status["steering"]["own_new_connections"];
-    value.as_u64().with_context(|| format!("status has no steering.own_new_connections: {}", status["steering"]))
+    // The second one counts those of a bucket whose owner changed lately: others were asked first.
+    let counters = ["own_new_connections", "new_again"];
+    let count = |name: &str| {
+        let value = status["steering"][name].as_u64();
+        value.with_context(|| format!("status has no steering.{name}: {}", status["steering"]))
+    };
+    counters.iter().map(|name| count(name)).sum()
 }

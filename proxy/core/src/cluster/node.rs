@@ -66,6 +66,21 @@ pub enum NodeState {
     Active,
     /// Finishes those it has.
     Draining,
+    /// Has just started and does not know yet who the others are and which connections they have: it takes none, and
+    /// answers for no VIP.
+    Joining,
+}
+
+impl NodeState {
+    /// The word for it, in status and logs.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Active => "active",
+            Self::Draining => "draining",
+            Self::Joining => "joining",
+        }
+    }
 }
 
 /// A member of the pool. Everything but the name may change in its lifetime; the newer description
@@ -82,24 +97,38 @@ pub struct Node {
     pub address: SocketAddr,
     /// Where steered packets go in the same layer 2 network.
     pub mac: [u8; 6],
+    /// Other addresses that it may send packets on from: of its further interfaces in that network.
+    pub more_macs: Vec<[u8; 6]>,
     /// Its share of the connections, relative to the others' weights.
     pub weight: u16,
     /// Whether it takes new connections.
     pub state: NodeState,
+    /// It is on the segment where VIPs are asked for by ARP and neighbour discovery: only who is there can answer.
+    pub on_vip_segment: bool,
 }
 
 impl Node {
-    /// A node as it is when it starts: active, revision 0.
+    /// A node as it is when it starts: joining, revision 0, on the segment of the VIPs.
     #[must_use]
     pub fn new(name: NodeName, generation: u64, address: SocketAddr, mac: [u8; 6], weight: u16) -> Self {
-        Self { name, generation, revision: 0, address, mac, weight, state: NodeState::Active }
+        Self {
+            name,
+            generation,
+            revision: 0,
+            address,
+            mac,
+            more_macs: vec![],
+            weight,
+            state: NodeState::Joining,
+            on_vip_segment: true,
+        }
     }
 
     /// Newest last. The fields after the revision only make the order total: two nodes with one name
     /// and one start time are a mistake that everybody must resolve alike.
     fn age(&self, other: &Self) -> Ordering {
-        let key = |n: &Self| (n.generation, n.revision, n.address, n.mac, n.weight, n.state);
-        key(self).cmp(&key(other))
+        let key = |n: &Self| (n.generation, n.revision, n.address, n.mac, n.weight, n.state, n.on_vip_segment);
+        key(self).cmp(&key(other)).then_with(|| self.more_macs.cmp(&other.more_macs))
     }
 
     /// This node with the next revision.

@@ -5,12 +5,21 @@ use std::net::IpAddr;
 
 use super::node::{Node, NodeName, NodeState};
 
-/// The owner of `vip`: among the active members, or among all if every one is draining. `None` only
-/// without members. The weights do not count: an owner answers ARP, it does not get the connections.
+/// The owner of `vip`: an active member, else a draining one, else one that joins; but whoever is not on the VIPs'
+/// segment, where nobody would hear its answers, only if nobody is. `None` only without members. The weights do not
+/// count: an owner answers ARP, it does not get the connections.
 pub fn owner<'a>(vip: IpAddr, members: impl IntoIterator<Item = &'a Node>) -> Option<&'a NodeName> {
-    let rank = |node: &Node| (node.state == NodeState::Active, score(vip, &node.name));
+    let rank = |node: &Node| (node.on_vip_segment, fitness(node.state), score(vip, &node.name));
     // The name settles equal scores, so that the order of the members never does.
     members.into_iter().max_by(|a, b| rank(a).cmp(&rank(b)).then_with(|| a.name.cmp(&b.name))).map(|node| &node.name)
+}
+
+fn fitness(state: NodeState) -> u8 {
+    match state {
+        NodeState::Active => 2,
+        NodeState::Draining => 1,
+        NodeState::Joining => 0,
+    }
 }
 
 /// Must never change: members of different versions have to agree. FNV-1a, then the finish of
@@ -40,7 +49,8 @@ mod tests {
     fn pool(size: u8) -> Vec<Node> {
         let node = |i| {
             let name = NodeName::parse(&format!("fe{i}")).unwrap();
-            Node::new(name, 1, (Ipv4Addr::new(10, 0, 0, i), 7400).into(), [0; 6], 100)
+            let node = Node::new(name, 1, (Ipv4Addr::new(10, 0, 0, i), 7400).into(), [0; 6], 100);
+            Node { state: NodeState::Active, ..node }
         };
         (1..=size).map(node).collect()
     }
@@ -94,6 +104,27 @@ mod tests {
         assert!(vips().all(|vip| owner(vip, &all).unwrap().as_str() == "fe3"));
         all[2].state = NodeState::Draining;
         assert!(vips().any(|vip| owner(vip, &all).unwrap().as_str() != "fe3"));
+    }
+
+    #[test]
+    fn a_joining_member_owns_only_if_nobody_else_is_there() {
+        let mut all = pool(3);
+        all[0].state = NodeState::Joining;
+        all[1].state = NodeState::Draining;
+        all[2].state = NodeState::Joining;
+        assert!(vips().all(|vip| owner(vip, &all).unwrap().as_str() == "fe2"));
+        assert!(vips().all(|vip| owner(vip, &all[..1]).unwrap().as_str() == "fe1"));
+    }
+
+    #[test]
+    fn whoever_nobody_hears_owns_nothing() {
+        let mut all = pool(3);
+        all[0].state = NodeState::Draining;
+        for node in &mut all[1..] {
+            node.on_vip_segment = false;
+        }
+        assert!(vips().all(|vip| owner(vip, &all).unwrap().as_str() == "fe1"));
+        assert!(owner(IpAddr::from([10, 77, 0, 1]), &all[1..]).is_some(), "where nobody is, it may be routed");
     }
 
     #[test]

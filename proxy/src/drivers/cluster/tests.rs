@@ -15,7 +15,9 @@ impl Member {
     fn start(pool: &Pool, name: &str, listen: SocketAddr, seeds: &[SocketAddr]) -> Self {
         let identity = pool.identity(Role::Frontend, name);
         let mut victim = Victim::start(&identity, listen, Tuning::default());
-        let me = own_node(identity.own(), victim.address, [2, 0, 0, 0, 0, 1], 100).unwrap();
+        let me = own_node(identity.own(), victim.address, &[[2, 0, 0, 0, 0, 1]], 100).unwrap();
+        // The steering driver would make it so.
+        let me = Node { state: NodeState::Active, ..me };
         let settings = Settings::new(seeds.to_vec(), vips()).unwrap();
         let datagrams = std::mem::replace(&mut victim.incoming.datagrams, mpsc::channel(1).1);
         let transport = victim.transport.clone();
@@ -204,7 +206,9 @@ async fn nobody_speaks_in_anothers_name() {
 #[test]
 fn only_a_front_end_with_a_reachable_address_is_a_member() {
     let identity = |role| PeerIdentity { name: "fe1".to_owned(), role };
-    own_node(&identity(Role::Frontend), localhost(7400), [0; 6], 1).unwrap();
-    own_node(&identity(Role::Backend), localhost(7400), [0; 6], 1).unwrap_err();
-    own_node(&identity(Role::Frontend), "0.0.0.0:7400".parse().unwrap(), [0; 6], 1).unwrap_err();
+    let macs = [[2; 6], [4; 6], [6; 6]];
+    let node = own_node(&identity(Role::Frontend), localhost(7400), &macs, 1).unwrap();
+    assert_eq!((node.mac, node.more_macs), (macs[0], macs[1..].to_vec()));
+    own_node(&identity(Role::Backend), localhost(7400), &macs, 1).unwrap_err();
+    own_node(&identity(Role::Frontend), "0.0.0.0:7400".parse().unwrap(), &macs, 1).unwrap_err();
 }

@@ -2,8 +2,8 @@
 //! A file is replaced as a whole: a crash leaves the old one or the new one.
 
 use std::collections::HashMap;
-use std::fs::{self, File};
-use std::io::{ErrorKind, Write};
+use std::fs;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -13,6 +13,7 @@ use proxy_core::directory::persist::{self, StoredError};
 use proxy_core::directory::{Directory, SourceName};
 
 use super::SharedDirectory;
+use crate::files;
 
 /// Changes are gathered for so long before they are stored.
 pub(super) const STORE_EVERY: Duration = Duration::from_secs(1);
@@ -144,19 +145,7 @@ fn read(path: &Path) -> Result<Option<Vec<u8>>, LoadError> {
     }
 }
 
-/// Replaces a file so that it is the old one or the new one whatever happens. The temporary name has a dot: it is
-/// no name of a source.
+/// The temporary name has a dot: it is no name of a source.
 fn write(path: &Path, content: &[u8]) -> Result<()> {
-    let temporary = path.with_extension("new");
-    let replace = || {
-        let mut file = File::create(&temporary)?;
-        file.write_all(content)?;
-        file.sync_all()?;
-        fs::rename(&temporary, path)?;
-        match path.parent() {
-            Some(parent) => File::open(parent)?.sync_all(), // or the rename itself may be lost
-            None => Ok(()),
-        }
-    };
-    replace().with_context(|| format!("failed to write {}", path.display()))
+    files::replace(path, content).with_context(|| format!("failed to write {}", path.display()))
 }
