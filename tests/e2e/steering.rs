@@ -15,12 +15,17 @@ pub(crate) const CLOSING_TESTS_OF_APART: &[Test] =
     &[("steering_apart::no_bad_checksum_anywhere", no_bad_checksum_anywhere)];
 
 const CONNECTIONS: u32 = 10_000;
+/// SYNs that may be repeated.
+const MAX_REPEATED: u64 = 20;
 /// Of a front end's equal share.
 const TOLERANCE: f64 = 0.05;
 
 fn ten_thousand_connections(lab: &Lab) -> anyhow::Result<()> {
     let taken = spread_connections(lab, CONNECTIONS)?;
-    ensure!(taken.iter().sum::<u64>() == u64::from(CONNECTIONS), "{taken:?} of {CONNECTIONS}");
+    // A SYN that a busy machine lost, or whose answer it lost, is repeated, and counted again.
+    let counted = taken.iter().sum::<u64>();
+    let repeated = counted.checked_sub(u64::from(CONNECTIONS)).with_context(|| format!("only {taken:?}"))?;
+    ensure!(repeated <= MAX_REPEATED, "{taken:?} of {CONNECTIONS}: {repeated} SYNs were repeated");
     let share = f64::from(CONNECTIONS) / f64::from(lab.spec().frontends);
     eprintln!("  {CONNECTIONS} connections, by front end: {taken:?}");
     for count in &taken {
