@@ -71,8 +71,9 @@ pub(super) fn is_settled(status: &Value) -> bool {
 
 /// Connections that the XDP program gave to this front end itself.
 pub(super) fn own_new_connections(status: &Value) -> anyhow::Result<u64> {
-    // The second one counts those of a bucket whose owner changed lately: others were asked first.
-    let counters = ["own_new_connections", "new_again"];
+    // The second one counts those of a bucket whose owner changed lately: others were asked first. The third one those that
+    // came so fast that they were answered by SYN cookies.
+    let counters = ["own_new_connections", "new_again", "cookie_sent"];
     let count = |name: &str| {
         let value = status["steering"][name].as_u64();
         value.with_context(|| format!("status has no steering.{name}: {}", status["steering"]))
